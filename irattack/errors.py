@@ -1,0 +1,17 @@
+"""A user's mistake is answered with one sentence: what was given, what is allowed, what to do."""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class InputError(ValueError):
+    """What the user gave cannot be used. The message is the sentence that the user reads."""
+
+
+def unknown(what: str, given: object, allowed: Iterable[str], cure: str = "") -> InputError:
+    """The error for a name outside `allowed`, with the nearest valid names first."""
+    names = list(allowed)
+    near = get_close_matches(str(given), names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    rest = cure or f"expected one of {', '.join(names)}"
+    return InputError(f"{what}={given}: {hint}{rest}.")

@@ -1,0 +1,32 @@
+"""What is maximised: functions of logits. All take logits (B, C), labels (B,) and rivals (B,)."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def strongest_rival(logits: Tensor, y: Tensor) -> Tensor:
+    """argmax over y' ≠ y of h_{y'}, (B, C) -> (B,)."""
+    return logits.scatter(1, y[:, None], -torch.inf).argmax(dim=1)
+
+
+def margin(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
+    """max_{y' ≠ y} h_{y'} − h_y (Section 3.1 and Appendix E.1), positive when misclassified.
+
+    With `rival` (B,), y' is that class instead of the strongest one.
+    """
+    rival = strongest_rival(logits, y) if rival is None else rival
+    return (logits.gather(1, rival[:, None]) - logits.gather(1, y[:, None])).squeeze(1)
+
+
+def cross_entropy(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
+    """ℓ(h, y) = −log softmax_y(h), the classification loss of the paper."""
+    return F.cross_entropy(logits, y, reduction="none")
+
+
+def margin_loss(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
+    """The logit difference of Appendix E.1 as classification loss; always its own maximum."""
+    return margin(logits, y)
+
+
+LOSSES = {"ce": cross_entropy, "margin": margin_loss}

@@ -1,0 +1,44 @@
+"""What makes any classifier an attackable model: its normalisation and input size are inside it."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Network(nn.Module):
+    """A classifier of images in [0, 1].
+
+    Args:
+        body: maps normalised images (B, 3, size, size) to logits (B, classes).
+        mean, std: per-channel constants of the normalisation, in units of [0, 1] images.
+        size: input side in pixels; images of another size are resized bilinearly.
+    """
+
+    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float], size: int):
+        super().__init__()
+        self.body = body
+        self.size = size
+        self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
+        if images.shape[-1] != self.size:
+            images = F.interpolate(
+                images, size=(self.size, self.size), mode="bilinear", antialias=True
+            )
+        return self.body((images - self.mean) / self.std)
+
+
+class Ensemble(nn.Module):
+    """The mean logit of several networks, each with its own normalisation (Liu et al., 2016)."""
+
+    def __init__(self, members: Sequence[nn.Module]):
+        super().__init__()
+        self.members = nn.ModuleList(members)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
+        return torch.stack([member(images) for member in self.members]).mean(dim=0)

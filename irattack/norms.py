@@ -1,0 +1,95 @@
+"""The two norms of the paper (Eqs. 9 and 10). A norm is: start, step, project, and 8-bit rounding."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+IMAGENET_SIZE = 3 * 224 * 224  # the n at which the authors state their L2 step size
+
+
+class Norm(Protocol):
+    """A ball around the clean image. Tensors are (B, C, H, W), in units of [0, 1] images."""
+
+    def start(self, x: Tensor, uniform: Tensor) -> Tensor:
+        """A random perturbation inside the ball, from `uniform` in [0, 1) shaped like x."""
+        ...
+
+    def step(self, gradient: Tensor) -> Tensor:
+        """The update α · direction(gradient); zero for an image whose gradient is zero."""
+        ...
+
+    def project(self, delta: Tensor) -> Tensor:
+        """Π_ε(δ), Eq. 10."""
+        ...
+
+    def round(self, levels: Tensor) -> Tensor:
+        """255 δ rounded to integers that stay inside the ball."""
+        ...
+
+
+def l2_length(t: Tensor) -> Tensor:
+    """‖t‖₂ of each image, (B, C, H, W) -> (B, 1, 1, 1)."""
+    return torch.linalg.vector_norm(t, dim=(1, 2, 3), keepdim=True)
+
+
+@dataclass(frozen=True)
+class Linf:
+    """‖δ‖_∞ ≤ eps, steps of step_size along the sign of the gradient."""
+
+    eps: float
+    step_size: float
+
+    def start(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return self.eps * (2 * uniform - 1)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        return self.step_size * gradient.sign()
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta.clamp(-self.eps, self.eps)
+
+    def round(self, levels: Tensor) -> Tensor:
+        limit = int(255 * self.eps + 1e-4)  # 1e-4 of a level: 8/255 * 255 may fall below 8
+        return levels.round().clamp(-limit, limit)
+
+
+@dataclass(frozen=True)
+class L2:
+    """‖δ‖₂ ≤ eps √n, steps of step_size · √(n / 150528) along the gradient; n = C·H·W.
+
+    The scaling keeps the authors' step of 2.0 at 224 px, relative to the ball, at any image size.
+    """
+
+    eps: float
+    step_size: float
+
+    def start(self, x: Tensor, uniform: Tensor) -> Tensor:
+        return self.project(uniform - x)
+
+    def step(self, gradient: Tensor) -> Tensor:
+        tiny = torch.finfo(gradient.dtype).tiny
+        scale = self.step_size * (gradient[0].numel() / IMAGENET_SIZE) ** 0.5
+        return scale * gradient / l2_length(gradient).clamp_min(tiny)
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta * self._shrink(delta, self.radius(delta))
+
+    def round(self, levels: Tensor) -> Tensor:
+        limit = 255 * self.radius(levels)
+        for _ in range(8):  # rounding lengthens δ by about n/24 of a squared level: shrink, retry
+            rounded = levels.round()
+            if (l2_length(rounded) <= limit).all():
+                return rounded
+            levels = levels * self._shrink(rounded, limit)
+        fits = l2_length(rounded) <= limit
+        return torch.where(fits, rounded, levels.trunc())
+
+    def radius(self, delta: Tensor) -> float:
+        """eps √n, the radius of the ball for images of this size."""
+        return self.eps * delta[0].numel() ** 0.5
+
+    @staticmethod
+    def _shrink(delta: Tensor, radius: float) -> Tensor:
+        return (radius / l2_length(delta).clamp_min(radius)).to(delta.dtype)

@@ -1,0 +1,137 @@
+"""Trains the small networks of the photos benchmark and reports their accuracy.
+
+Run by `make train-photos`. The settings stand in conf/train.yaml; the weights go to
+irattack/weights/photos as safetensors, with their hashes and accuracies in weights.json.
+"""
+
+import json
+import logging
+from multiprocessing import get_context
+from pathlib import Path
+
+import hydra
+import numpy as np
+import torch
+import torch.nn.functional as F
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+from torch import Tensor
+
+from irattack.data import photos
+from irattack.models import Network
+from irattack.models.zoo import WEIGHTS, build, sha256
+
+log = logging.getLogger(__name__)
+
+
+class TrainingCrops:
+    """Random crops of the training blocks, mirrored and with small changes of contrast and colour.
+
+    Classes are drawn uniformly; `batch` returns images (n, 3, CROP, CROP) in [0, 1], labels (n,).
+    """
+
+    def __init__(self, seed: int, contrast: float, colour: float):
+        self.rng = np.random.default_rng(seed)
+        self.contrast, self.colour = contrast, colour
+        blocks = photos.blocks("train")
+        self.blocks = [[area for name, area in blocks if name == c] for c in photos.CLASSES]
+
+    def crop(self, label: int) -> np.ndarray:
+        while True:
+            block = self.blocks[label][self.rng.integers(len(self.blocks[label]))]
+            top, left = (self.rng.integers(side - photos.CROP + 1) for side in block.shape[:2])
+            crop = block[top : top + photos.CROP, left : left + photos.CROP]
+            if photos.has_contrast(crop):
+                return crop[:, ::-1] if self.rng.random() < 0.5 else crop
+
+    def batch(self, n: int) -> tuple[Tensor, Tensor]:
+        labels = self.rng.integers(len(photos.CLASSES), size=n)
+        images = np.stack([self.crop(label) for label in labels]).transpose(0, 3, 1, 2) / 255
+        images *= 1 + self.rng.uniform(-self.contrast, self.contrast, (n, 1, 1, 1))
+        images += self.rng.uniform(-self.colour, self.colour, (n, 3, 1, 1))
+        return torch.from_numpy(images).float().clamp(0, 1), torch.from_numpy(labels)
+
+
+def fgsm(model: torch.nn.Module, images: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
+    """The one-step examples of ensemble adversarial training, x + ε sign ∇ℓ (Tramèr et al., 2018)."""
+    images = images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), labels), images)
+    return (images + eps * gradient.sign()).clamp(0, 1).detach()
+
+
+@torch.no_grad()
+def accuracy(model: torch.nn.Module, split: str) -> tuple[float, float]:
+    """Accuracy and median probability of the true class on the fixed crops of a split."""
+    images, labels, _ = photos.crops(split)
+    x, y = photos.to_tensor(images), torch.from_numpy(labels)
+    probability = model(x).softmax(dim=1)
+    correct = (probability.argmax(dim=1) == y).float().mean()
+    return correct.item(), probability.gather(1, y[:, None]).median().item()
+
+
+def train(name: str, cfg: DictConfig) -> None:
+    """Trains one network and saves its weights; a secured one against its static teachers."""
+    torch.set_num_threads(1)
+    torch.manual_seed(cfg.seed)
+    model: Network = build("photos", name, pretrained=False).to(memory_format=torch.channels_last)
+    secured = cfg.secured.get(name)
+    teachers = [build("photos", teacher) for teacher in secured.teachers] if secured else []
+    crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour)
+    lr = cfg.lr_plain if name in cfg.plain else cfg.lr
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=cfg.weight_decay)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimiser, lr, total_steps=cfg.steps, pct_start=cfg.warmup
+    )
+    for _ in range(cfg.steps):
+        x, y = crops.batch(cfg.batch)
+        if teachers:
+            half = len(x) // 2
+            pick = int(crops.rng.integers(len(teachers) + 1))
+            eps = torch.from_numpy(crops.rng.uniform(0, cfg.eps, (half, 1, 1, 1))).float()
+            teacher = teachers[pick] if pick < len(teachers) else model.eval()
+            x[:half] = fgsm(teacher, x[:half], y[:half], eps)
+        model.train()
+        loss = F.cross_entropy(model(x), y, label_smoothing=cfg.label_smoothing)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    model.eval()
+    path = WEIGHTS / "photos" / f"{name}.safetensors"
+    state = {key: value.contiguous() for key, value in model.body.state_dict().items()}
+    save_file(state, path)
+    report: dict[str, object] = {"sha256": sha256(path), "kilobytes": path.stat().st_size // 1000}
+    for split in ("val", "test"):
+        report[f"{split}_accuracy"], report[f"{split}_confidence"] = (
+            round(value, 4) for value in accuracy(model, split)
+        )
+    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+
+
+@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Trains every network of `networks`, the secured ones after their teachers."""
+    OmegaConf.resolve(cfg)
+    rounds = [
+        [name for name in cfg.networks if name not in cfg.secured],
+        [name for name in cfg.networks if name in cfg.secured],
+    ]
+    for names in rounds:
+        with get_context("spawn").Pool(cfg.workers, maxtasksperchild=1) as pool:
+            jobs = {name: pool.apply_async(train, (name, cfg)) for name in names}
+            for name, job in jobs.items():
+                job.get()
+                log.info("%s %s", name, report(name))
+
+
+def report(name: str) -> str:
+    """One line on a trained network: held-out accuracy, median confidence, size."""
+    card = json.loads(Path(WEIGHTS / "photos" / f"{name}.json").read_text())
+    return (
+        f"validation {card['val_accuracy']:.1%} test {card['test_accuracy']:.1%} "
+        f"median p_y {card['test_confidence']:.2f}, {card['kilobytes']} kB"
+    )
+
+
+if __name__ == "__main__":
+    main()
