@@ -1,8 +1,12 @@
 """What is maximised: functions of logits. All take logits (B, C), labels (B,) and rivals (B,)."""
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from irattack.errors import unknown
 
 
 def strongest_rival(logits: Tensor, y: Tensor) -> Tensor:
@@ -30,3 +34,10 @@ def margin_loss(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tenso
 
 
 LOSSES = {"ce": cross_entropy, "margin": margin_loss}
+
+
+def by_name(name: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """The classification loss that `loss=` names: ce or margin."""
+    if name not in LOSSES:
+        raise unknown("loss", name, LOSSES)
+    return LOSSES[name]

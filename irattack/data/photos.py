@@ -14,7 +14,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from irattack.errors import InputError
+from irattack.data.images import Candidates
+from irattack.errors import InputError, unknown
 
 CROP = 32  # px, the networks' input size
 BLOCK = 64  # px, the unit that is train, validation or test as a whole
@@ -97,6 +98,14 @@ def crops(split: str) -> tuple[np.ndarray, np.ndarray, list[str]]:
                     labels.append(CLASSES.index(name))
                     ids.append(f"{split}-{name}-{index}-{top}-{left}")
     return np.stack(images), np.array(labels), ids
+
+
+def candidates(split: str) -> Candidates:
+    """The fixed crops of a split, as the pipeline takes them."""
+    if split not in SPLITS:
+        raise unknown("benchmark.data.split", split, SPLITS)
+    images, labels, ids = crops(split)
+    return Candidates(ids, labels, images.transpose(0, 3, 1, 2))
 
 
 def to_tensor(images: np.ndarray) -> Tensor:

@@ -1,0 +1,44 @@
+# `make help` lists the targets. Each target does all the set-up it needs on a fresh machine.
+#   EXTRA="name=value …"  settings for any reproduce- target, e.g. EXTRA="images=64 seed=1"
+SHELL := /bin/bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+
+PYTHON ?= python3
+UV ?= $(shell command -v uv || echo .uv/bin/uv)
+RUN := .venv/bin/python
+EXTRA ?=
+
+TABLES := $(basename $(notdir $(wildcard conf/table/*.yaml)))
+
+.PHONY: help setup test lint clean train-photos tune-photos reproduce-all $(TABLES:%=reproduce-%)
+
+help: ## list the targets
+	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
+	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/table/$$table.yaml)"; done | expand -t 20
+
+setup: .venv/synced ## install everything into .venv with uv
+
+.venv/synced: pyproject.toml uv.lock
+	@test -x "$(UV)" || { $(PYTHON) -m venv .uv && .uv/bin/pip install --quiet --disable-pip-version-check uv; }
+	$(UV) sync --locked --quiet --python $(PYTHON)
+	@touch $@
+
+test: lint ## lint, then run the tests
+	$(RUN) -m pytest
+
+lint: setup ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/ruff format --check .
+	.venv/bin/mypy
+
+clean: ## remove outputs and caches; .venv stays
+	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
+
+train-photos: setup ## retrain the networks of benchmark=photos and report their accuracy
+	$(RUN) -m irattack.train $(EXTRA)
+
+$(TABLES:%=reproduce-%): reproduce-%: setup
+	$(RUN) -m irattack.reproduce $* $(EXTRA)
+
+reproduce-all: $(TABLES:%=reproduce-%) ## every table and figure

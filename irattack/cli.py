@@ -1,0 +1,98 @@
+"""What every command shares: a user's mistake ends in one sentence and exit status 2."""
+
+import contextlib
+import errno
+import os
+import re
+import sys
+from collections.abc import Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import NoReturn
+
+from hydra.errors import (
+    ConfigCompositionException,
+    HydraException,
+    MissingConfigException,
+    OverrideParseException,
+)
+
+from irattack.errors import InputError, unknown
+
+STORAGE = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "the file-size limit is reached",
+    errno.EROFS: "the file system is read-only",
+    errno.EACCES: "writing there is not permitted",
+    errno.EPERM: "writing there is not permitted",
+    errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.EEXIST: "a file is in the way",
+}
+GROUPS = ("attack", "norm", "benchmark", "piece")
+
+
+def stop(sentence: str, status: int = 2) -> NoReturn:
+    """Prints a sentence for the user and ends the program."""
+    print(f"irattack: {sentence}", file=sys.stderr)
+    raise SystemExit(status)
+
+
+@contextlib.contextmanager
+def one_sentence() -> Iterator[None]:
+    """Turns what can go wrong for a user into one sentence; a bug keeps its traceback."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop("interrupted; finished shards are kept, run the same command to continue.", 130)
+    except InputError as error:
+        stop(str(error))
+    except OSError as error:
+        if error.errno not in STORAGE:
+            raise
+        where = error.filename or "the output folder"
+        stop(
+            f"cannot write {where}: {STORAGE[error.errno]}; nothing half-written is left, make "
+            "room or choose another output=FOLDER, then run the same command to continue."
+        )
+    except HydraException as error:
+        stop(_explain(error))
+
+
+def _explain(error: HydraException) -> str:
+    """One sentence for an error in the overrides of the command line."""
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, InputError):
+            return str(cause)
+        if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
+            group, _, name = cause.missing_cfg_file.rpartition("/")
+            if cause.options:
+                return str(unknown(group, name, cause.options))
+        cause = cause.__cause__ or cause.__context__
+    text = " ".join(str(error).split())
+    if found := re.match(r"Could not override '([^']+)'", text):
+        return _unknown_setting(found[1])
+    if found := re.search(r"Key '([^']+)' is not in struct", text):
+        return _unknown_setting(found[1])
+    if isinstance(error, OverrideParseException):
+        return f"{text}; settings are given as name=value."
+    if "Ambiguous value" in text:
+        return f"{text.split(' 1.')[0]} add -m to run once for each value."
+    return text if isinstance(error, ConfigCompositionException) else str(error)
+
+
+def _unknown_setting(name: str) -> str:
+    conf = Path(__file__).parents[1] / "conf"
+    keys = re.findall(r"^(\w+):", (conf / "config.yaml").read_text(), re.M)
+    names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    hint = f"did you mean {' or '.join(near)}? " if near else ""
+    return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."
+
+
+def show_whole_config() -> None:
+    """Lets `--cfg job` show the resolved configuration, as its users expect, and errors be ours."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
+        sys.argv.append("--resolve")

@@ -1,0 +1,308 @@
+"""From a configuration to results: images, attack, step cache, margins, leave-one-out.
+
+Each stage reads the stage before it from disk. What is on disk is named by a hash of everything that
+changes the numbers, so a stage that is done is never done again, and a change never reuses old work.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from torch import Tensor
+from tqdm import tqdm
+
+from irattack import evaluation, steps, store
+from irattack.attack import Attack, perturbations
+from irattack.data.images import Candidates
+from irattack.errors import InputError
+from irattack.losses import margin
+from irattack.models import zoo
+from irattack.norms import Norm
+from irattack.randomness import Draws
+
+VERSION = 1  # raise it when the same configuration starts to give other numbers
+PRECISION = "float32, TF32 off"
+
+
+def plain(cfg: Any) -> Any:
+    """A resolved configuration as plain lists and dicts."""
+    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+class Cell:
+    """One configuration, and where its work lies on disk.
+
+    Attributes:
+        images_facts, steps_facts: all that decides the images and the perturbations; hashed to
+            name their files.
+    """
+
+    def __init__(self, cfg: DictConfig):
+        self.cfg = cfg
+        self.root = Path(cfg.output) / cfg.benchmark.name
+        self.images_facts = {
+            "data": plain(cfg.benchmark.data),
+            "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
+            "count": cfg.images,
+            "seed": cfg.seed,
+        }
+        attack = plain(cfg.attack)
+        self.name = str(attack.pop("name"))
+        self.steps_facts = {
+            "version": VERSION,
+            "images": self.images_facts,
+            "source": self.identity(cfg.source),
+            "attack": attack,
+            "seed": cfg.seed,
+            "block": cfg.block,
+            "micro_batch": cfg.micro_batch,
+        }
+        self.key = store.key(self.steps_facts)
+        self.norm = cfg.norm._target_.rsplit(".", 1)[-1].lower()
+        self.label = f"{self.name}-{cfg.source}-{self.norm}-{self.key}"
+
+    def identity(self, model: str) -> dict[str, Any]:
+        """What decides a model's outputs."""
+        return zoo.identity(self.cfg.benchmark.name, model)
+
+    def build(self, model: str) -> torch.nn.Module:
+        """A model on the device of this run."""
+        network = zoo.build(self.cfg.benchmark.name, model)
+        return network.to(device(self.cfg), memory_format=torch.channels_last)
+
+    @property
+    def targets(self) -> list[str]:
+        """The names of the target models, the source left out of a named set of targets."""
+        given = self.cfg.targets
+        if isinstance(given, str):
+            named = self.cfg.benchmark.target_sets
+            return [name for name in named.get(given, [given]) if name != self.cfg.source]
+        return list(given)
+
+    @property
+    def images_path(self) -> Path:
+        """The manifest of the attacked images."""
+        return self.root / "images" / f"{store.key(self.images_facts)}.json"
+
+    def shards(self, images: Candidates) -> Iterator[tuple[Path, Candidates]]:
+        """Path and images of each shard of the step cache."""
+        for start in range(0, len(images), self.cfg.block):
+            rows = range(start, min(start + self.cfg.block, len(images)))
+            path = self.root / "steps" / self.label / f"{start // self.cfg.block:04}.b2"
+            yield path, images.take(rows)
+
+    def margins_path(self, target: str) -> Path:
+        """The (T, N) margins on a target; the result beside it has the suffix .json."""
+        return self.root / "results" / self.label / f"{target}.safetensors"
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The device of this run."""
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto.")
+    return torch.device(cfg.device)
+
+
+def to_device(pixels: np.ndarray, cfg: DictConfig) -> Tensor:
+    """8-bit images (B, C, H, W) as float32 in [0, 1] on the device."""
+    return torch.from_numpy(pixels).to(device(cfg)).float() / 255
+
+
+def chosen_images(cell: Cell) -> Candidates:
+    """The images of this benchmark, all of which every source model classifies correctly.
+
+    Chosen by seed and written to a manifest of names and hashes, which is read from then on.
+    """
+    cfg = cell.cfg
+    candidates: Candidates = instantiate(cfg.benchmark.data)
+    manifest = store.read_json(cell.images_path)
+    if manifest is not None:
+        rows = {name: row for row, name in enumerate(candidates.ids)}
+        listed = manifest["images"]
+        changed = [
+            image["id"]
+            for image in listed
+            if image["id"] not in rows or candidates.digest(rows[image["id"]]) != image["sha256"]
+        ]
+        if changed:
+            raise InputError(
+                f"{cell.images_path}: {len(changed)} of {len(listed)} images are missing or have "
+                f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
+                "delete the manifest to choose anew."
+            )
+        return candidates.take([rows[image["id"]] for image in listed])
+    models = [cell.build(name) for name in cfg.benchmark.sources]
+    order = sorted(range(len(candidates)), key=lambda i: store.key([cfg.seed, candidates.ids[i]]))
+    kept: list[int] = []
+    for start in range(0, len(order), cfg.micro_batch):
+        rows_ = order[start : start + cfg.micro_batch]
+        x = to_device(candidates.pixels[rows_], cfg)
+        y = torch.from_numpy(candidates.labels[rows_]).to(x.device)
+        with torch.no_grad():
+            correct = torch.stack([margin(model(x), y) < 0 for model in models]).all(dim=0)
+        kept += [row for row, good in zip(rows_, correct.tolist(), strict=True) if good]
+    if len(kept) < cfg.images:
+        raise InputError(
+            f"images={cfg.images}: only {len(kept)} of {len(candidates)} candidate images are "
+            f"classified correctly by every source model; use images={len(kept)} or fewer."
+        )
+    chosen = candidates.take(kept[: cfg.images])
+    images = [
+        {"id": name, "label": int(chosen.labels[i]), "sha256": chosen.digest(i)}
+        for i, name in enumerate(chosen.ids)
+    ]
+    store.write_json(cell.images_path, {"facts": cell.images_facts, "images": images})
+    return chosen
+
+
+def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
+    """x + δ in 8 bits, still inside the ball: (B, C, H, W) uint8."""
+    levels = norm.round(255 * delta).cpu().numpy()
+    return (pixels + levels).astype(np.uint8)
+
+
+def shard_manifest(cell: Cell, images: Candidates) -> dict[str, Any]:
+    """What a valid shard of this cell must say of itself."""
+    return {
+        "key": cell.key,
+        "steps": cell.cfg.steps,
+        "images": {name: images.digest(i) for i, name in enumerate(images.ids)},
+    }
+
+
+def attack_images(cell: Cell, images: Candidates) -> None:
+    """Runs the attack on every shard that is not on disk yet."""
+    cfg = cell.cfg
+    shards = list(cell.shards(images))
+    missing = [
+        (path, part)
+        for path, part in shards
+        if not steps.is_valid(path, shard_manifest(cell, part))
+    ]
+    if not missing:
+        return
+    store.write_text(cell.root / "steps" / cell.label / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    model = cell.build(cfg.source)
+    attack: Attack = instantiate({key: v for key, v in plain(cfg.attack).items() if key != "name"})
+    draws = Draws(cfg.seed)
+    made_with = {
+        "facts": cell.steps_facts,
+        "device": device_name(cfg),
+        "threads": torch.get_num_threads(),
+        "precision": PRECISION,
+        **store.provenance(),
+    }
+    total = len(missing) * attack.steps
+    with tqdm(total=total, desc=f"attack {cell.label[:-13]}", unit="step", leave=False) as bar:
+        for path, part in missing:
+            x = to_device(part.pixels, cfg)
+            y = torch.from_numpy(part.labels).to(x.device)
+
+            def frames(part: Candidates, x: Tensor, y: Tensor) -> Iterator[np.ndarray]:
+                ids = part.ids
+                for delta in perturbations(attack, model, x, y, ids, draws, cfg.micro_batch):
+                    yield to_frame(part.pixels, delta, attack.norm)
+                    bar.update()
+
+            manifest = shard_manifest(cell, part) | made_with
+            steps.write_shard(path, part.pixels, frames(part, x, y), manifest)
+
+
+def device_name(cfg: DictConfig) -> str:
+    """The device as results record it."""
+    where = device(cfg)
+    return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+
+
+@torch.no_grad()
+def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> None:
+    """Margins of every step on the targets: reads the step cache once, writes (T, N) a target."""
+    cfg = cell.cfg
+    models = {name: cell.build(name) for name in targets}
+    margins: dict[str, list[np.ndarray]] = {name: [] for name in targets}
+    shards = list(cell.shards(images))
+    total = len(shards) * cfg.steps
+    with tqdm(total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False) as bar:
+        for path, part in shards:
+            y = torch.from_numpy(part.labels).to(device(cfg))
+            rows: dict[str, list[np.ndarray]] = {name: [] for name in targets}
+            for frame in steps.read_shard(path, part.pixels):
+                x = to_device(frame, cfg)
+                for name, model in models.items():
+                    rows[name].append(margin(model(x), y).cpu().numpy())
+                bar.update()
+            for name in targets:
+                margins[name].append(np.stack(rows[name]))
+    for name in targets:
+        path = cell.margins_path(name)
+        store.write_array(path, np.concatenate(margins[name], axis=1))
+        store.write_json(path.with_suffix(".json"), result(cell, name))
+
+
+def result_facts(cell: Cell, target: str) -> dict[str, Any]:
+    """What a valid result of this cell on this target must say of itself."""
+    return {"key": cell.key, "target": cell.identity(target)}
+
+
+def result(cell: Cell, target: str) -> dict[str, Any]:
+    """The record of one cell on one target, from its margins on disk."""
+    path = cell.margins_path(target)
+    margins = store.read_array(path)
+    rate, low, high = evaluation.rate_interval(evaluation.transferred(margins))
+    return {
+        **result_facts(cell, target),
+        "source": cell.cfg.source,
+        "attack": cell.name,
+        "norm": cell.norm,
+        "target_name": target,
+        "n": margins.shape[1],
+        "steps": margins.shape[0],
+        "success_rate_percent": rate,
+        "ci_low": low,
+        "ci_high": high,
+        "margins": path.name,
+        "margins_sha256": store.sha256(path),
+        "config": plain(cell.cfg),
+        "device": device_name(cell.cfg),
+        "precision": PRECISION,
+        **store.provenance(),
+    }
+
+
+def is_measured(cell: Cell, target: str) -> bool:
+    """Whether the margins on this target are on disk, whole, and of this configuration."""
+    path = cell.margins_path(target)
+    found = store.read_json(path.with_suffix(".json"))
+    return (
+        found is not None
+        and path.is_file()
+        and all(found.get(name) == value for name, value in result_facts(cell, target).items())
+        and found["margins_sha256"] == store.sha256(path)
+    )
+
+
+def run(cell: Cell) -> pd.DataFrame:
+    """Does whatever is missing of a cell and returns its rows, one a target."""
+    torch.set_num_threads(cell.cfg.threads)
+    torch.set_float32_matmul_precision("highest")
+    missing = [name for name in cell.targets if not is_measured(cell, name)]
+    if missing:
+        images = chosen_images(cell)
+        attack_images(cell, images)
+        measure_margins(cell, images, missing)
+    return rows(cell)
+
+
+def rows(cell: Cell) -> pd.DataFrame:
+    """The results of a cell: source, attack, norm, target, n, success rate and interval."""
+    records = [store.read_json(cell.margins_path(t).with_suffix(".json")) for t in cell.targets]
+    columns = ["source", "attack", "norm", "target_name", "n", "success_rate_percent"]
+    frame = pd.DataFrame([r for r in records if r is not None])[[*columns, "ci_low", "ci_high"]]
+    return frame.rename(columns={"target_name": "target"})

@@ -1,0 +1,179 @@
+"""Results as tables: CSV, Markdown and LaTeX, the paper's numbers beside ours."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from tabulate import tabulate
+
+from irattack import evaluation, store
+from irattack.pipeline import PRECISION, Cell, rows
+
+PAPER = Path(__file__).parent / "paper"
+CELL = ["source", "attack", "norm", "target"]
+COLUMNS = [*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"]
+NAMES = {
+    "alexnet": "AlexNet",
+    "vgg16": "VGG-16",
+    "resnet34": "RN-34",
+    "resnet152": "RN-152",
+    "densenet121": "DN-121",
+    "densenet201": "DN-201",
+    "ensemble": "Ensemble",
+    "senet154": "SE-154",
+    "inception_v3": "IncV3",
+    "inception_v4": "IncV4",
+    "inception_resnet_v2": "IncResV2",
+    "inception_v3_ens3": "IncV3-ens3",
+    "inception_v3_ens4": "IncV3-ens4",
+    "inception_resnet_v2_ens3": "IncResV2-ens3",
+    "linf": "L∞",
+    "l2": "L2",
+}
+
+
+def paper_rates(table: int | None = None) -> pd.DataFrame:
+    """The paper's success rates: source, attack, norm, target, paper_percent, note."""
+    rates = pd.read_csv(PAPER / "success_rates.csv")
+    if table is not None:
+        rates = rates[rates["table"] == table]
+    rates = rates.rename(columns={"success_rate_percent": "paper_percent"})
+    return rates[[*CELL, "paper_percent", "note"]].drop_duplicates(CELL)
+
+
+def with_paper(results: pd.DataFrame, table: int | None = None) -> pd.DataFrame:
+    """Adds the column paper_percent; empty where the paper has no such cell."""
+    return results.merge(paper_rates(table).drop(columns="note"), how="left", on=CELL)
+
+
+def render(results: pd.DataFrame) -> str:
+    """The rows of one cell, for the terminal."""
+    shown = with_paper(results)
+    names = {"success_rate_percent": "success %", "ci": "95 % interval", "paper_percent": "paper %"}
+    shown["ci"] = [f"{a:.1f} to {b:.1f}" for a, b in zip(shown.ci_low, shown.ci_high, strict=True)]
+    shown["paper_percent"] = shown["paper_percent"].map("{:.1f}".format).replace("nan", "–")
+    shown = shown[[*CELL, "n", "success_rate_percent", "ci", "paper_percent"]].rename(columns=names)
+    return shown.to_markdown(index=False, floatfmt=".1f", tablefmt="simple")
+
+
+def gains(cells: Sequence[Cell], pair: Sequence[str], table: int) -> pd.DataFrame:
+    """The gain of attack pair[1] over pair[0] on each source, norm and target, in points.
+
+    Columns: source, norm, target, n, gain, ci_low, ci_high (paired over images), paper_gain.
+    """
+    baseline, ours = pair
+    by_name = {(cell.cfg.source, cell.norm, cell.name): cell for cell in cells}
+    paper = paper_rates(table).set_index(CELL)["paper_percent"]
+    records = []
+    for (source, norm, name), cell in by_name.items():
+        other = by_name.get((source, norm, ours))
+        if name != baseline or other is None:
+            continue
+        for target in cell.targets:
+            success = [
+                evaluation.transferred(store.read_array(c.margins_path(target)))
+                for c in (other, cell)
+            ]
+            gain, low, high = evaluation.gain_interval(*success)
+            paper_gain = paper.get((source, ours, norm, target), float("nan")) - paper.get(
+                (source, baseline, norm, target), float("nan")
+            )
+            records.append((source, norm, target, len(success[0]), gain, low, high, paper_gain))
+    columns = ["source", "norm", "target", "n", "gain", "ci_low", "ci_high", "paper_gain"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
+    """One norm's half of a table, laid out as in the paper: a line a source and method."""
+    results = results[results.norm == norm]
+    gain = gain[gain.norm == norm]
+    targets = list(dict.fromkeys(results.target))
+    lines: list[list[str]] = []
+
+    def line(label: str, cells: dict[str, str]) -> None:
+        if any(cells.values()):
+            lines.append(["", label, *(cells.get(target, "–") or "–" for target in targets)])
+
+    for source, of_source in results.groupby("source", sort=False):
+        first = len(lines)
+        for attack, group in of_source.groupby("attack", sort=False):
+            percent = dict(zip(group.target, group.success_rate_percent, strict=True))
+            paper = dict(zip(group.target, group.paper_percent, strict=True))
+            name = str(attack).upper()
+            line(name, {t: f"{value:.1f}" for t, value in percent.items()})
+            line("  paper", {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()})
+        of_gain = gain[gain.source == source]
+        ours, paper_gain = {}, {}
+        for row in of_gain.itertuples():
+            ours[row.target] = f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
+            paper_gain[row.target] = "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
+        line("gain [95 %]", {str(t): v for t, v in ours.items()})
+        line("  paper", {str(t): v for t, v in paper_gain.items()})
+        lines[first][0] = NAMES.get(str(source), str(source))
+    return [[f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets)], *lines]
+
+
+def caption(cells: Sequence[Cell]) -> str:
+    """On which benchmark, settings, precision and number of images a table was made."""
+    cfg = cells[0].cfg
+    made = store.read_json(cells[0].margins_path(cells[0].targets[0]).with_suffix(".json")) or {}
+    return (
+        f"benchmark={cfg.benchmark.name}, n={made['n']} images, eps={cfg.eps}, {cfg.steps} steps, "
+        f"K={cfg.samples} sets of {cfg.cells} of {cfg.grid}x{cfg.grid} cells, "
+        f"lam={lam_values(cells)}, loss={cfg.loss}, seed={cfg.seed}, {PRECISION}, "
+        f"{made['device']}, torch {made['torch']}, commit {made['commit'][:12]}. "
+        "Success is measured at every step, the step chosen by leave-one-out; the intervals of "
+        "the gains are over images, paired. The paper's numbers are of ImageNet."
+    )
+
+
+def lam_values(cells: Sequence[Cell]) -> str:
+    """The values of λ in a table: one number, or one a source."""
+    values = {cell.cfg.source: float(cell.cfg.lam) for cell in cells}
+    if len(set(values.values())) == 1:
+        return f"{next(iter(values.values())):g}"
+    return ", ".join(f"{value:g} ({NAMES.get(name, name)})" for name, value in values.items())
+
+
+def summary(gain: pd.DataFrame, pair: Sequence[str]) -> str:
+    """One sentence: how often and by how much the second attack beats the first."""
+    ours, paper = gain.gain, gain.paper_gain.dropna()
+    return (
+        f"{pair[1].upper()} against {pair[0].upper()}: higher on {(ours > 0).sum()} of {len(gain)} "
+        f"pairs ({(gain.ci_low > 0).sum()} with the interval above 0), lower on {(ours < 0).sum()} "
+        f"({(gain.ci_high < 0).sum()} below 0); mean gain {ours.mean():+.1f} points. "
+        f"Paper: higher on {(paper > 0).sum()} of {len(paper)}, mean gain {paper.mean():+.1f}."
+    )
+
+
+def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
+    """Writes outputs/<benchmark>/tables/<name>.{csv,md,tex}; returns what to print."""
+    results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
+    results = with_paper(results, table["paper"])[COLUMNS]
+    gain = gains(cells, table["gain"], table["paper"])
+    notes = paper_rates(table["paper"]).dropna(subset="note")
+    notes = notes.merge(results[CELL], on=CELL)
+    folder = cells[0].root / "tables"
+    store.write_text(folder / f"{name}.csv", results.to_csv(index=False, float_format="%.4f"))
+    store.write_text(folder / f"{name}_gain.csv", gain.to_csv(index=False, float_format="%.4f"))
+    halves = [layout(results, gain, norm) for norm in results.norm.unique()]
+    remarks = [caption(cells), summary(gain, table["gain"])] + [
+        f"Paper's {n.attack} {NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)} "
+        f"({NAMES[n.norm]}): {n.note}."
+        for n in notes.itertuples()
+    ]
+
+    def text(style: str) -> str:
+        return "\n\n".join(
+            tabulate(half[1:], headers=half[0], tablefmt=style, disable_numparse=True)
+            for half in halves
+        )
+
+    title = table["title"]
+    markdown = "\n\n".join([f"# {title}", text("github"), *remarks])
+    store.write_text(folder / f"{name}.md", markdown + "\n")
+    latex = "\n".join([f"% {line}" for line in [title, *remarks]])
+    store.write_text(folder / f"{name}.tex", f"{latex}\n{text('latex_booktabs')}\n")
+    where = f"Written: {folder / name}.{{csv,md,tex}} and {folder / name}_gain.csv"
+    return "\n\n".join([title, text("simple"), *remarks, where])

@@ -1,0 +1,67 @@
+"""`python -m irattack.reproduce table1 [name=value …]`: runs what a table lacks, then writes it.
+
+A table is a yaml in conf/table: lists of norms, attacks and sources whose products are its cells.
+The cells are run by Hydra's multirun; the table is made from what is on the disk.
+"""
+
+import sys
+from itertools import product
+from typing import Any
+
+from irattack.cli import one_sentence, show_whole_config
+
+with one_sentence():
+    from hydra import compose, initialize_config_dir
+    from omegaconf import OmegaConf
+
+    from irattack.__main__ import job
+    from irattack.errors import unknown
+    from irattack.models.zoo import CONF
+    from irattack.pipeline import Cell, is_measured
+    from irattack.report import write_table
+    from irattack.settings import check, register_resolvers
+
+
+def load_table(name: str) -> dict[str, Any]:
+    """The definition of a table."""
+    path = CONF / "table" / f"{name}.yaml"
+    if not path.is_file():
+        raise unknown("table", name, sorted(p.stem for p in path.parent.glob("*.yaml")))
+    table = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(table, dict)
+    return {str(key): value for key, value in table.items()}
+
+
+def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
+    """The cells of one product of a table, in the order of the paper."""
+    cells = []
+    for values in product(*leg.values()):
+        choice = [f"{key}={value}" for key, value in zip(leg, values, strict=True)]
+        cfg = compose("config", overrides=choice + overrides)
+        check(cfg)
+        cells.append(Cell(cfg))
+    return cells
+
+
+def main() -> None:
+    """Runs the cells that are missing and prints the table."""
+    name, overrides = sys.argv[1], sys.argv[2:]
+    show_whole_config()
+    register_resolvers()
+    with one_sentence():
+        table = load_table(name)
+        overrides = [f"targets={table['targets']}", *overrides]
+        legs = [{k: v if isinstance(v, list) else [v] for k, v in leg.items()} for leg in table["cells"]]
+        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+            cells = [cells_of(leg, overrides) for leg in legs]
+        for leg, of_leg in zip(legs, cells, strict=True):
+            if all(is_measured(cell, target) for cell in of_leg for target in cell.targets):
+                continue
+            choices = [f"{key}={','.join(values)}" for key, values in leg.items()]
+            sys.argv = ["irattack", "-m", *choices, *overrides]
+            job()
+        print(write_table(name, table, [cell for of_leg in cells for cell in of_leg]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""Checks of a configuration before anything is computed, and the values Hydra computes for it."""
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from irattack.errors import InputError, unknown
+from irattack.losses import LOSSES
+from irattack.models import zoo
+
+
+def number(value: Any, name: str = "value") -> float:
+    """A number, or a fraction such as 8/255, as a float."""
+    try:
+        result = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError):
+        result = math.nan
+    if isinstance(value, bool) or not math.isfinite(result):
+        raise InputError(f"{name}={value}: expected a number such as 0.5 or 8/255.")
+    return result
+
+
+def register_resolvers() -> None:
+    """Makes ${number:…} and ${of_source:…} known to the configuration."""
+    OmegaConf.register_new_resolver("number", number, replace=True)
+    OmegaConf.register_new_resolver(
+        "of_source", lambda benchmark, source, name: zoo.card(benchmark, source)[name], replace=True
+    )
+
+
+def check(cfg: DictConfig) -> None:
+    """Raises InputError for the first setting that cannot be used."""
+    models = zoo.names(cfg.benchmark.name)
+    if cfg.source not in models:
+        raise unknown("source", cfg.source, models)
+    sets = list(cfg.benchmark.target_sets)
+    if isinstance(cfg.targets, str):
+        if cfg.targets not in [*sets, *models]:
+            raise unknown("targets", cfg.targets, [*sets, *models])
+    else:
+        for target in cfg.targets:
+            if target not in models:
+                raise unknown("targets", target, models)
+        if not cfg.targets or len(set(cfg.targets)) < len(cfg.targets):
+            raise InputError(f"targets={list(cfg.targets)}: expected at least one name, each once.")
+    lam = number(cfg.lam, "lam")
+    if lam < 0:
+        raise InputError(f"lam={cfg.lam}: the weight of the interaction term must be 0 or more.")
+    if not 0 < number(cfg.eps, "eps") <= 1:
+        raise InputError(
+            f"eps={cfg.eps}: expected a radius in (0, 1] for images in [0, 1], such as 8/255."
+        )
+    for name in ("steps", "samples", "cells", "grid", "images", "micro_batch", "block", "threads"):
+        if type(cfg[name]) is not int or cfg[name] < 1:
+            raise InputError(f"{name}={cfg[name]}: expected a whole number of 1 or more.")
+    if type(cfg.seed) is not int:
+        raise InputError(f"seed={cfg.seed}: expected a whole number.")
+    if cfg.cells > cfg.grid**2:
+        raise InputError(
+            f"cells={cfg.cells}: a grid={cfg.grid} board has only {cfg.grid**2} cells; "
+            "use fewer cells or a finer grid."
+        )
+    size = zoo.card(cfg.benchmark.name, cfg.source)["size"]
+    if cfg.grid > size:
+        raise InputError(
+            f"grid={cfg.grid}: finer than the image, which has {size} x {size} pixels; "
+            f"use grid={size} or less."
+        )
+    if cfg.loss not in LOSSES:
+        raise unknown("loss", cfg.loss, LOSSES)
+    if cfg.device not in ("auto", "cpu", "cuda"):
+        raise unknown("device", cfg.device, ("auto", "cpu", "cuda"))

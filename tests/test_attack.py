@@ -1,0 +1,199 @@
+"""The loop against closed forms, identities and a plain reading of Eq. 42."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from irattack.attack import Attack, perturbations
+from irattack.losses import cross_entropy, margin, margin_loss, strongest_rival
+from irattack.norms import L2, Linf, Norm
+from irattack.objective import gradient, to_pixels
+from irattack.pieces import Interaction, Momentum
+from irattack.randomness import Draws
+
+NORMS = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
+
+
+def names(n: int) -> list[str]:
+    return [f"image-{i}" for i in range(n)]
+
+
+def labels(model: nn.Module, x: Tensor) -> Tensor:
+    return model(x).argmax(dim=1)
+
+
+def run(attack: Attack, model: nn.Module, x: Tensor, seed: int = 0, **options: object) -> Tensor:
+    y = labels(model, x)
+    steps = perturbations(attack, model, x, y, names(len(x)), Draws(seed), **options)  # type: ignore[arg-type]
+    return torch.stack(list(steps))
+
+
+class AllCells(Draws):
+    """Every set is the whole board."""
+
+    def subsets(self, ids: Sequence[str], step: int, samples: int, *rest: object) -> Tensor:
+        return torch.ones(len(ids), samples, 4, 4, dtype=torch.bool)
+
+
+def test_pgd_reaches_the_optimum_of_a_linear_network(linear: nn.Module) -> None:
+    x = torch.rand(5, 3, 8, 8, dtype=torch.float64)
+    y = labels(linear, x)
+    weight: Tensor = linear.weight  # type: ignore[assignment]
+    attack = Attack(Linf(0.1, 0.02), steps=30, loss=margin_loss)
+    delta = run(attack, linear, x)[-1]
+    rival = strongest_rival(linear(x + delta), y)
+    best = (0.1 * (weight[rival] - weight[y]).sign().view_as(x) + x).clamp(0, 1) - x
+    torch.testing.assert_close(delta, best)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_perturbations_stay_inside_ball_and_box(
+    norm: Norm, smooth: nn.Module, images: Tensor
+) -> None:
+    attack = Attack(norm, 12, interaction=Interaction(1.0, 3, 4, 4))
+    for delta in run(attack, smooth, images):
+        torch.testing.assert_close(norm.project(delta), delta)
+        assert (images + delta).min() >= 0
+        assert (images + delta).max() <= 1
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_lam_zero_is_pgd_bit_for_bit(norm: Norm, smooth: nn.Module, images: Tensor) -> None:
+    pgd = run(Attack(norm, 5), smooth, images)
+    ir = run(Attack(norm, 5, interaction=Interaction(0.0, 3, 4, 4)), smooth, images)
+    assert torch.equal(pgd, ir)
+    assert not torch.equal(
+        pgd, run(Attack(norm, 5, interaction=Interaction(1.0, 3, 4, 4)), smooth, images)
+    )
+
+
+def test_interaction_of_all_cells_is_exactly_zero(smooth: nn.Module, images: Tensor) -> None:
+    interaction = Interaction(1.0, 1, 16, 4)
+    delta = 0.1 * torch.randn_like(images)
+    terms = interaction.terms(delta, names(len(images)), 1, AllCells(0))
+    g = gradient(smooth, images, delta, labels(smooth, images), terms, 64)
+    assert g.eq(0).all()
+
+
+@pytest.mark.parametrize("loss", [cross_entropy, margin_loss])
+def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss: object) -> None:
+    lam, samples = 0.7, 5
+    interaction = Interaction(lam, samples, cells=4, grid=4)
+    attack = Attack(NORMS[0], 1, loss=loss, interaction=interaction)  # type: ignore[arg-type]
+    delta = (0.1 * torch.randn_like(images)).requires_grad_()
+    y, ids, draws = labels(smooth, images), names(len(images)), Draws(3)
+    sets = draws.subsets(ids, 1, samples, 4, 4)
+    terms = attack.terms(delta.detach(), ids, 1, draws)
+    ours = gradient(smooth, images, delta.detach(), y, terms, micro_batch=13)
+    for i in range(len(images)):
+        d = delta[i : i + 1].detach().requires_grad_()
+        x, label = images[i : i + 1], y[i : i + 1]
+        rival = strongest_rival(smooth(x + d), label)
+
+        def v(mask: Tensor, x=x, d=d, label=label, rival=rival) -> Tensor:  # type: ignore[no-untyped-def]
+            return margin(smooth(x + mask * d), label, rival)
+
+        whole, nothing = v(torch.ones_like(x)), v(torch.zeros_like(x))
+        mean = torch.zeros_like(whole)
+        for k in range(samples):
+            mask = to_pixels(sets[i, k], 16, 16).double()
+            mean = mean + (whole - v(1 - mask) - v(mask) + nothing) / samples
+        objective = loss(smooth(x + d), label) - lam * mean  # type: ignore[operator]
+        (expected,) = torch.autograd.grad(objective.sum(), d)
+        torch.testing.assert_close(ours[i : i + 1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_interaction_gradient_is_skipped_where_delta_is_zero(
+    smooth: nn.Module, images: Tensor
+) -> None:
+    delta = 0.1 * torch.randn_like(images)
+    delta[2] = 0
+    terms = Interaction(1.0, 3, 4, 4).terms(delta, names(len(images)), 1, Draws(0))
+    g = gradient(smooth, images, delta, labels(smooth, images), terms, 64)
+    assert g[2].eq(0).all()
+    assert not g[1].eq(0).any()
+    assert Interaction(1.0, 3, 4, 4).terms(delta * 0, names(len(images)), 1, Draws(0)) == []
+
+
+@pytest.mark.parametrize("batch", [1, 7, 64])
+@pytest.mark.parametrize("norm", NORMS)
+def test_batch_size_does_not_matter(batch: int, norm: Norm, smooth: nn.Module) -> None:
+    x = torch.randint(0, 256, (64, 3, 8, 8), generator=torch.Generator().manual_seed(2)) / 255.0
+    x, ids = x.double(), names(64)
+    y = labels(smooth, x)
+    attack = Attack(norm, 4, interaction=Interaction(0.5, 3, 4, 4), accumulate=Momentum(1.0))
+    start = 0.01 * torch.randn_like(x)
+
+    def attacked(size: int, micro_batch: int) -> Tensor:
+        parts = [
+            torch.stack(
+                list(
+                    perturbations(
+                        attack, smooth, x[p], y[p], [ids[i] for i in p], Draws(0), micro_batch,
+                        start=start[p],
+                    )
+                )
+            )
+            for p in torch.arange(64).split(size)
+        ]  # fmt: skip
+        return torch.cat(parts, dim=1)
+
+    torch.testing.assert_close(attacked(batch, 256), attacked(64, 50), rtol=0, atol=1e-12)
+
+
+def test_draws_depend_on_seed_image_step_and_purpose_alone() -> None:
+    ids = names(64)
+    whole = Draws(0).subsets(ids, 3, 5, 8, 8)
+    for size in (1, 7):
+        parts = [Draws(0).subsets(ids[i : i + size], 3, 5, 8, 8) for i in range(0, 64, size)]
+        assert torch.equal(torch.cat(parts), whole)
+    assert whole.flatten(2).sum(dim=2).eq(8).all()
+    others = [
+        Draws(1).uniform(ids, 3, "a", (4,)),
+        Draws(0).uniform(ids, 4, "a", (4,)),
+        Draws(0).uniform(ids, 3, "b", (4,)),
+        Draws(0).uniform(ids[::-1], 3, "a", (4,)),
+    ]
+    assert not any((Draws(0).uniform(ids, 3, "a", (4,)) == other).any() for other in others)
+
+
+def test_replacement_draws_fewer_distinct_cells() -> None:
+    sets = Draws(0).subsets(names(50), 1, 20, 32, 16, replacement=True)
+    distinct = sets.flatten(2).sum(dim=2).double().mean()
+    assert distinct == pytest.approx(256 * (1 - (1 - 1 / 256) ** 32), abs=0.1)  # 30.1
+
+
+@pytest.mark.parametrize(("grid", "size"), [(4, 16), (3, 16), (16, 37), (5, 5)])
+def test_cells_cover_the_image_evenly(grid: int, size: int) -> None:
+    cells = torch.eye(grid * grid, dtype=torch.bool).view(-1, grid, grid)
+    pixels = to_pixels(cells, size, size)
+    assert pixels.sum(dim=0).eq(1).all()
+    sides = pixels.any(dim=1).sum(dim=1)
+    assert sides.max() - sides.min() <= 1
+
+
+def test_momentum_is_the_published_rule(images: Tensor) -> None:
+    m, g = torch.randn_like(images), torch.randn_like(images)
+    expected = 0.9 * m[4] + g[4] / g[4].abs().sum()
+    torch.testing.assert_close(Momentum(0.9)(m, g)[4], expected)
+    assert Momentum(0.9)(m * 0, g * 0).eq(0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_zero_gradient_gives_no_nan(norm: Norm, images: Tensor) -> None:
+    class Constant(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return 0 * x.flatten(1)[:, :4] + torch.arange(4.0).double()
+
+    attack = Attack(norm, 4, interaction=Interaction(1.0, 2, 4, 4), accumulate=Momentum(1.0))
+    out = run(attack, Constant(), images)
+    assert out.eq(0).all()
+
+
+def test_every_step_is_yielded(smooth: nn.Module, images: Tensor) -> None:
+    steps = run(Attack(NORMS[0], 6), smooth, images)
+    assert len(steps) == 6
+    assert all(not torch.equal(a, b) for a, b in pairwise(steps))
