@@ -6,12 +6,13 @@ with one_sentence():
     import hydra
     from omegaconf import DictConfig
 
+    from irattack.models.zoo import CONF
     from irattack.pipeline import Cell, run
     from irattack.report import render
     from irattack.settings import check, register_resolvers
 
 
-@hydra.main(config_path="../conf", config_name="config", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> None:
     """Checks one configuration, runs it, prints its rows."""
     with one_sentence():

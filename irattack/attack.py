@@ -31,6 +31,8 @@ class Attack:
         loss: the classification loss ℓ.
         interaction: the interaction term, or None.
         accumulate: from the last m and the gradient to the next m.
+        start: δ_0 is `random` (uniform in the ball), `zero`, or `auto`: zero with an interaction
+            term and random without, as in the authors' code.
     """
 
     norm: Norm
@@ -38,10 +40,12 @@ class Attack:
     loss: Value = cross_entropy
     interaction: Interaction | None = None
     accumulate: Momentum = field(default_factory=Momentum)
+    start: str = "auto"
 
-    def start(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
-        """δ_0: uniform in the ball, or 0 if there is an interaction term (the authors' choice)."""
-        if self.interaction is not None and self.interaction.lam > 0:
+    def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
+        """δ_0, (B, C, H, W)."""
+        interacts = self.interaction is not None and self.interaction.lam > 0
+        if self.start == "zero" or (self.start == "auto" and interacts):
             return torch.zeros_like(x)
         return self.norm.start(x, draws.uniform(ids, 0, "start", x.shape[1:]).to(x))
 
@@ -73,7 +77,7 @@ def perturbations(
         micro_batch: probes evaluated at once.
         start: δ_0, instead of the attack's own.
     """
-    delta = attack.start(x, ids, draws) if start is None else start
+    delta = attack.first(x, ids, draws) if start is None else start
     delta = clip(x, delta)
     m = torch.zeros_like(x)
     for step in range(1, attack.steps + 1):

@@ -47,6 +47,8 @@ def one_sentence() -> Iterator[None]:
         stop("interrupted; finished shards are kept, run the same command to continue.", 130)
     except InputError as error:
         stop(str(error))
+    except HydraException as error:  # before OSError, of which a missing config is one
+        stop(_explain(error))
     except OSError as error:
         if error.errno not in STORAGE:
             raise
@@ -55,8 +57,6 @@ def one_sentence() -> Iterator[None]:
             f"cannot write {where}: {STORAGE[error.errno]}; nothing half-written is left, make "
             "room or choose another output=FOLDER, then run the same command to continue."
         )
-    except HydraException as error:
-        stop(_explain(error))
 
 
 def _explain(error: HydraException) -> str:
@@ -76,9 +76,9 @@ def _explain(error: HydraException) -> str:
     if found := re.search(r"Key '([^']+)' is not in struct", text):
         return _unknown_setting(found[1])
     if isinstance(error, OverrideParseException):
-        return f"{text}; settings are given as name=value."
+        return f"{text.split(' See https')[0]}: settings are given as name=value."
     if "Ambiguous value" in text:
-        return f"{text.split(' 1.')[0]} add -m to run once for each value."
+        return f"{text.split(' 1.')[0]}: give one value, or -m to run once for each."
     return text if isinstance(error, ConfigCompositionException) else str(error)
 
 

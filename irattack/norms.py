@@ -1,4 +1,4 @@
-"""The two norms of the paper (Eqs. 9 and 10). A norm is: start, step, project, and 8-bit rounding."""
+"""The two norms of the paper (Eqs. 9, 10). A norm is: start, step, project, 8-bit rounding."""
 
 from dataclasses import dataclass
 from typing import Protocol

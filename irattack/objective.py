@@ -39,6 +39,7 @@ class Term:
 
     @property
     def probes(self) -> int:
+        """P, the number of probes of each image."""
         for tensor in (self.sets, self.noise, self.draws):
             if tensor is not None:
                 return tensor.shape[1]
@@ -51,7 +52,7 @@ class Term:
 
 
 def to_pixels(sets: Tensor, height: int, width: int) -> Tensor:
-    """Cells (..., L, L) to pixels (..., height, width); cells as equal as possible, none left out."""
+    """Cells (..., L, L) to pixels (..., height, width); cells as equal as possible, none left."""
     grid = sets.shape[-1]
     rows = torch.arange(height, device=sets.device) * grid // height
     columns = torch.arange(width, device=sets.device) * grid // width

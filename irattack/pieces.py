@@ -1,8 +1,8 @@
 """The pieces that attacks are made of. A piece fills one slot of the loop in attack.py.
 
-    slot          piece         gives
-    interaction   Interaction   IR    (Section 5, Eq. 42)
-    accumulate    Momentum      MI    (Section 4; Dong et al., 2018)
+slot          piece         gives
+interaction   Interaction   IR    (Section 5, Eq. 42)
+accumulate    Momentum      MI    (Section 4; Dong et al., 2018)
 """
 
 from collections.abc import Sequence
@@ -59,5 +59,6 @@ class Momentum:
     mu: float = 0.0
 
     def __call__(self, m: Tensor, g: Tensor) -> Tensor:
+        """The next m, from the last m and the gradient g, all (B, C, H, W)."""
         length = g.abs().sum(dim=(1, 2, 3), keepdim=True)
         return self.mu * m + g / length.clamp_min(torch.finfo(g.dtype).tiny)

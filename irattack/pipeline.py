@@ -1,7 +1,7 @@
 """From a configuration to results: images, attack, step cache, margins, leave-one-out.
 
-Each stage reads the stage before it from disk. What is on disk is named by a hash of everything that
-changes the numbers, so a stage that is done is never done again, and a change never reuses old work.
+Each stage reads the stage before it from disk. What is on disk is named by a hash of everything
+that changes the numbers: a stage that is done is never done again, a change never reuses old work.
 """
 
 from collections.abc import Iterator, Sequence
@@ -53,6 +53,7 @@ class Cell:
         }
         attack = plain(cfg.attack)
         self.name = str(attack.pop("name"))
+        self.method = self.name  # what a table calls it
         self.steps_facts = {
             "version": VERSION,
             "images": self.images_facts,
@@ -73,7 +74,7 @@ class Cell:
     def build(self, model: str) -> torch.nn.Module:
         """A model on the device of this run."""
         network = zoo.build(self.cfg.benchmark.name, model)
-        return network.to(device(self.cfg), memory_format=torch.channels_last)
+        return network.to(memory_format=torch.channels_last).to(device(self.cfg))
 
     @property
     def targets(self) -> list[str]:
@@ -105,8 +106,6 @@ def device(cfg: DictConfig) -> torch.device:
     """The device of this run."""
     if cfg.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if cfg.device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto.")
     return torch.device(cfg.device)
 
 
@@ -188,7 +187,8 @@ def attack_images(cell: Cell, images: Candidates) -> None:
     ]
     if not missing:
         return
-    store.write_text(cell.root / "steps" / cell.label / "config.yaml", OmegaConf.to_yaml(cfg, resolve=True))
+    resolved = OmegaConf.to_yaml(cfg, resolve=True)
+    store.write_text(cell.root / "steps" / cell.label / "config.yaml", resolved)
     model = cell.build(cfg.source)
     attack: Attack = instantiate({key: v for key, v in plain(cfg.attack).items() if key != "name"})
     draws = Draws(cfg.seed)
@@ -305,4 +305,4 @@ def rows(cell: Cell) -> pd.DataFrame:
     records = [store.read_json(cell.margins_path(t).with_suffix(".json")) for t in cell.targets]
     columns = ["source", "attack", "norm", "target_name", "n", "success_rate_percent"]
     frame = pd.DataFrame([r for r in records if r is not None])[[*columns, "ci_low", "ci_high"]]
-    return frame.rename(columns={"target_name": "target"})
+    return frame.rename(columns={"target_name": "target"}).assign(attack=cell.method)

@@ -30,15 +30,11 @@ class Draws:
             rows.append(draw(torch.Generator().manual_seed(number)))
         return torch.stack(rows)
 
-    def uniform(
-        self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]
-    ) -> Tensor:
+    def uniform(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """U[0, 1) of shape (B, *shape), float32."""
         return self._stack(lambda g: torch.rand(*shape, generator=g), ids, step, purpose)
 
-    def normal(
-        self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]
-    ) -> Tensor:
+    def normal(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """N(0, 1) of shape (B, *shape), float32."""
         return self._stack(lambda g: torch.randn(*shape, generator=g), ids, step, purpose)
 

@@ -57,11 +57,14 @@ def render(results: pd.DataFrame) -> str:
     return shown.to_markdown(index=False, floatfmt=".1f", tablefmt="simple")
 
 
-def gains(cells: Sequence[Cell], pair: Sequence[str], table: int) -> pd.DataFrame:
+def gains(cells: Sequence[Cell], pair: Sequence[str], table: int | None) -> pd.DataFrame:
     """The gain of attack pair[1] over pair[0] on each source, norm and target, in points.
 
     Columns: source, norm, target, n, gain, ci_low, ci_high (paired over images), paper_gain.
     """
+    columns = ["source", "norm", "target", "n", "gain", "ci_low", "ci_high", "paper_gain"]
+    if not pair:
+        return pd.DataFrame(columns=columns)
     baseline, ours = pair
     by_name = {(cell.cfg.source, cell.norm, cell.name): cell for cell in cells}
     paper = paper_rates(table).set_index(CELL)["paper_percent"]
@@ -80,7 +83,6 @@ def gains(cells: Sequence[Cell], pair: Sequence[str], table: int) -> pd.DataFram
                 (source, baseline, norm, target), float("nan")
             )
             records.append((source, norm, target, len(success[0]), gain, low, high, paper_gain))
-    columns = ["source", "norm", "target", "n", "gain", "ci_low", "ci_high", "paper_gain"]
     return pd.DataFrame(records, columns=columns)
 
 
@@ -93,15 +95,21 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
 
     def line(label: str, cells: dict[str, str]) -> None:
         if any(cells.values()):
-            lines.append(["", label, *(cells.get(target, "–") or "–" for target in targets)])
+            numbers = [float(cells[t].split()[0]) for t in targets if cells.get(t)]
+            sign = "+" if "+" in "".join(cells.values()) else ""
+            mean = f"{sum(numbers) / len(numbers):{sign}.1f}"
+            lines.append(["", label, *(cells.get(target) or "–" for target in targets), mean])
 
     for source, of_source in results.groupby("source", sort=False):
         first = len(lines)
         for attack, group in of_source.groupby("attack", sort=False):
             percent = dict(zip(group.target, group.success_rate_percent, strict=True))
             paper = dict(zip(group.target, group.paper_percent, strict=True))
-            name = str(attack).upper()
-            line(name, {t: f"{value:.1f}" for t, value in percent.items()})
+            name, _, rest = str(attack).partition(" ")
+            line(
+                f"{name.upper()} {rest}".strip(),
+                {t: f"{value:.1f}" for t, value in percent.items()},
+            )
             line("  paper", {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()})
         of_gain = gain[gain.source == source]
         ours, paper_gain = {}, {}
@@ -111,7 +119,10 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
         line("gain [95 %]", {str(t): v for t, v in ours.items()})
         line("  paper", {str(t): v for t, v in paper_gain.items()})
         lines[first][0] = NAMES.get(str(source), str(source))
-    return [[f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets)], *lines]
+    return [
+        [f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets), "mean"],
+        *lines,
+    ]
 
 
 def caption(cells: Sequence[Cell]) -> str:
@@ -149,20 +160,23 @@ def summary(gain: pd.DataFrame, pair: Sequence[str]) -> str:
 
 def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     """Writes outputs/<benchmark>/tables/<name>.{csv,md,tex}; returns what to print."""
+    paper = table.get("paper")
     results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
-    results = with_paper(results, table["paper"])[COLUMNS]
-    gain = gains(cells, table["gain"], table["paper"])
-    notes = paper_rates(table["paper"]).dropna(subset="note")
-    notes = notes.merge(results[CELL], on=CELL)
+    results = with_paper(results, paper)[COLUMNS]
     folder = cells[0].root / "tables"
-    store.write_text(folder / f"{name}.csv", results.to_csv(index=False, float_format="%.4f"))
-    store.write_text(folder / f"{name}_gain.csv", gain.to_csv(index=False, float_format="%.4f"))
+    files = {f"{name}.csv": results}
+    remarks = [caption(cells)]
+    gain = gains(cells, table.get("gain", []), paper)
+    if len(gain):
+        files[f"{name}_gain.csv"] = gain
+        remarks.append(summary(gain, table["gain"]))
+    for file, frame in files.items():
+        store.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
     halves = [layout(results, gain, norm) for norm in results.norm.unique()]
-    remarks = [caption(cells), summary(gain, table["gain"])] + [
-        f"Paper's {n.attack} {NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)} "
-        f"({NAMES[n.norm]}): {n.note}."
-        for n in notes.itertuples()
-    ]
+    notes = paper_rates(paper).dropna(subset="note").merge(results[CELL], on=CELL)
+    for n in notes.itertuples():
+        pair = f"{NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)}"
+        remarks.append(f"Paper's {n.attack} {pair} ({NAMES[n.norm]}): {n.note}.")
 
     def text(style: str) -> str:
         return "\n\n".join(
@@ -175,5 +189,5 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     store.write_text(folder / f"{name}.md", markdown + "\n")
     latex = "\n".join([f"% {line}" for line in [title, *remarks]])
     store.write_text(folder / f"{name}.tex", f"{latex}\n{text('latex_booktabs')}\n")
-    where = f"Written: {folder / name}.{{csv,md,tex}} and {folder / name}_gain.csv"
+    where = f"Written to {folder}: {', '.join([*files, f'{name}.md', f'{name}.tex'])}"
     return "\n\n".join([title, text("simple"), *remarks, where])

@@ -4,6 +4,7 @@ A table is a yaml in conf/table: lists of norms, attacks and sources whose produ
 The cells are run by Hydra's multirun; the table is made from what is on the disk.
 """
 
+import re
 import sys
 from itertools import product
 from typing import Any
@@ -20,6 +21,9 @@ with one_sentence():
     from irattack.pipeline import Cell, is_measured
     from irattack.report import write_table
     from irattack.settings import check, register_resolvers
+
+
+BASIC = ("norm", "source", "attack")
 
 
 def load_table(name: str) -> dict[str, Any]:
@@ -39,7 +43,10 @@ def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
         choice = [f"{key}={value}" for key, value in zip(leg, values, strict=True)]
         cfg = compose("config", overrides=choice + overrides)
         check(cfg)
-        cells.append(Cell(cfg))
+        cell = Cell(cfg)
+        varied = [f"{key}={values[i]}" for i, key in enumerate(leg) if key not in BASIC]
+        cell.method = " ".join([cell.name, *varied])
+        cells.append(cell)
     return cells
 
 
@@ -50,14 +57,19 @@ def main() -> None:
     register_resolvers()
     with one_sentence():
         table = load_table(name)
-        overrides = [f"targets={table['targets']}", *overrides]
-        legs = [{k: v if isinstance(v, list) else [v] for k, v in leg.items()} for leg in table["cells"]]
+        if overrides:
+            name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in overrides)])
+        overrides = [f"targets={table['targets']}", *table.get("overrides", []), *overrides]
+        legs = [
+            {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+            for leg in table["cells"]
+        ]
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             cells = [cells_of(leg, overrides) for leg in legs]
         for leg, of_leg in zip(legs, cells, strict=True):
             if all(is_measured(cell, target) for cell in of_leg for target in cell.targets):
                 continue
-            choices = [f"{key}={','.join(values)}" for key, values in leg.items()]
+            choices = [f"{key}={','.join(map(str, values))}" for key, values in leg.items()]
             sys.argv = ["irattack", "-m", *choices, *overrides]
             job()
         print(write_table(name, table, [cell for of_leg in cells for cell in of_leg]))

@@ -4,11 +4,14 @@ import math
 from fractions import Fraction
 from typing import Any
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.errors import InputError, unknown
 from irattack.losses import LOSSES
 from irattack.models import zoo
+
+STARTS = ("auto", "random", "zero")
 
 
 def number(value: Any, name: str = "value") -> float:
@@ -70,5 +73,11 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.loss not in LOSSES:
         raise unknown("loss", cfg.loss, LOSSES)
+    if cfg.start not in STARTS:
+        raise unknown("start", cfg.start, STARTS)
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise unknown("device", cfg.device, ("auto", "cpu", "cuda"))
+    if cfg.device == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            "device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto."
+        )

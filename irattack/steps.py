@@ -45,16 +45,14 @@ def write_shard(
     cparams = blosc2.CParams(
         codec=blosc2.Codec.ZSTD, clevel=1, typesize=1, filters=[blosc2.Filter.BITSHUFFLE]
     )
-    with store.replacing(path) as temporary:
-        temporary.unlink(missing_ok=True)
-        chunks = blosc2.SChunk(
-            chunksize=clean.nbytes, urlpath=str(temporary), contiguous=True, cparams=cparams
-        )
-        before = clean
-        for step, frame in enumerate(frames):
-            base = clean if step % KEYFRAME == 0 else before
-            chunks.append_data(zigzag(np.ascontiguousarray(frame - base)))
-            before = frame
+    chunks = blosc2.SChunk(chunksize=clean.nbytes, contiguous=True, cparams=cparams)
+    before = clean
+    for step, frame in enumerate(frames):
+        base = clean if step % KEYFRAME == 0 else before
+        chunks.append_data(zigzag(np.ascontiguousarray(frame - base)))
+        before = frame
+    with store.replacing(path) as temporary:  # by Python, which notices a full disk
+        temporary.write_bytes(chunks.to_cframe())
     facts = {"sha256": store.sha256(path), "bytes": path.stat().st_size}
     store.write_json(manifest_path, manifest | facts)
 

@@ -81,7 +81,9 @@ def provenance() -> dict[str, str]:
     def git(*arguments: str) -> str:
         command = ["git", "-C", str(root), *arguments]
         try:
-            return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+            return subprocess.run(
+                command, capture_output=True, text=True, check=True
+            ).stdout.strip()
         except (OSError, subprocess.CalledProcessError):
             return ""
 

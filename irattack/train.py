@@ -37,6 +37,7 @@ class TrainingCrops:
         self.blocks = [[area for name, area in blocks if name == c] for c in photos.CLASSES]
 
     def crop(self, label: int) -> np.ndarray:
+        """One crop (CROP, CROP, 3) uint8 of a class."""
         while True:
             block = self.blocks[label][self.rng.integers(len(self.blocks[label]))]
             top, left = (self.rng.integers(side - photos.CROP + 1) for side in block.shape[:2])
@@ -45,6 +46,7 @@ class TrainingCrops:
                 return crop[:, ::-1] if self.rng.random() < 0.5 else crop
 
     def batch(self, n: int) -> tuple[Tensor, Tensor]:
+        """Images (n, 3, CROP, CROP) in [0, 1] and labels (n,)."""
         labels = self.rng.integers(len(photos.CLASSES), size=n)
         images = np.stack([self.crop(label) for label in labels]).transpose(0, 3, 1, 2) / 255
         images *= 1 + self.rng.uniform(-self.contrast, self.contrast, (n, 1, 1, 1))
@@ -53,7 +55,7 @@ class TrainingCrops:
 
 
 def fgsm(model: torch.nn.Module, images: Tensor, labels: Tensor, eps: Tensor) -> Tensor:
-    """The one-step examples of ensemble adversarial training, x + ε sign ∇ℓ (Tramèr et al., 2018)."""
+    """The examples of ensemble adversarial training, x + ε sign ∇ℓ (Tramèr et al., 2018)."""
     images = images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(F.cross_entropy(model(images), labels), images)
     return (images + eps * gradient.sign()).clamp(0, 1).detach()
@@ -73,7 +75,8 @@ def train(name: str, cfg: DictConfig) -> None:
     """Trains one network and saves its weights; a secured one against its static teachers."""
     torch.set_num_threads(1)
     torch.manual_seed(cfg.seed)
-    model: Network = build("photos", name, pretrained=False).to(memory_format=torch.channels_last)
+    model = build("photos", name, pretrained=False).to(memory_format=torch.channels_last)
+    assert isinstance(model, Network)
     secured = cfg.secured.get(name)
     teachers = [build("photos", teacher) for teacher in secured.teachers] if secured else []
     crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour)

@@ -14,7 +14,7 @@ from irattack.objective import gradient, to_pixels
 from irattack.pieces import Interaction, Momentum
 from irattack.randomness import Draws
 
-NORMS = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
+NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
 
 def names(n: int) -> list[str]:

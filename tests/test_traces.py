@@ -19,7 +19,7 @@ from irattack.randomness import Draws
 
 DATA = Path(__file__).parent / "data"
 sys.path.insert(0, str(DATA))
-from networks import build, load  # noqa: E402
+from networks import build, load  # type: ignore[import-not-found]  # noqa: E402
 
 FOLDERS = [DATA / "traces", *map(Path, filter(None, [os.environ.get("IRATTACK_TRACES")]))]
 TRACES = sorted(path for folder in FOLDERS for path in folder.glob("*.npz"))
@@ -38,7 +38,9 @@ class Recorded(Draws):
 
 
 @pytest.mark.parametrize(
-    "path", [p for p in TRACES if not p.stem.endswith(tuple(f"_{a}" for a in LATER))], ids=lambda p: p.stem
+    "path",
+    [p for p in TRACES if not p.stem.endswith(tuple(f"_{a}" for a in LATER))],
+    ids=lambda p: p.stem,
 )
 def test_trace(path: Path) -> None:
     trace = load(path)

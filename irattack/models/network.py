@@ -16,6 +16,9 @@ class Network(nn.Module):
         size: input side in pixels; images of another size are resized bilinearly.
     """
 
+    mean: Tensor
+    std: Tensor
+
     def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float], size: int):
         super().__init__()
         self.body = body
@@ -29,7 +32,8 @@ class Network(nn.Module):
             images = F.interpolate(
                 images, size=(self.size, self.size), mode="bilinear", antialias=True
             )
-        return self.body((images - self.mean) / self.std)
+        normalised = (images - self.mean) / self.std
+        return self.body(normalised.contiguous(memory_format=torch.channels_last))
 
 
 class Ensemble(nn.Module):

@@ -1,8 +1,8 @@
 """The networks of the photos benchmark: the paper's families at 32 px, from timm's own blocks.
 
-Each keeps what makes its family: plain, residual, dense, squeeze-and-excitation or inception blocks,
-batch normalisation where the family has it, and the order of depths (ResNet-152 deeper than -34,
-DenseNet-201 than -121, Inception-V4 than -V3).
+Each keeps what makes its family: plain, residual, dense, squeeze-and-excitation or inception
+blocks, batch normalisation where the family has it, and the order of depths (ResNet-152 deeper
+than -34, DenseNet-201 than -121, Inception-V4 than -V3).
 """
 
 from importlib import import_module
@@ -22,11 +22,12 @@ iv3, iv4, irv2 = (
 
 
 def _kaiming(network: nn.Module) -> nn.Module:
-    """He initialisation, without which a deep network without batch norm does not start to learn."""
+    """He initialisation, which deep networks without batch norm need to start learning."""
     for module in network.modules():
         if isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-            nn.init.zeros_(module.bias)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
     return network
 
 
@@ -53,7 +54,7 @@ def vgg16(classes: int) -> nn.Module:
     for width, depth in [(16, 2), (32, 2), (48, 3), (64, 3), (64, 3)]:
         widths += [width] * depth + ["M"]
     mlp = [nn.Flatten(), nn.Linear(64, 64), nn.ReLU(True), nn.Linear(64, 64), nn.ReLU(True)]
-    layers = make_layers(widths)  # type: ignore[arg-type]
+    layers = make_layers(widths)
     return _kaiming(nn.Sequential(layers, *mlp, nn.Linear(64, classes)))
 
 

@@ -13,8 +13,8 @@ from torch import nn
 from irattack.errors import InputError, unknown
 from irattack.models.network import Ensemble, Network
 
-CONF = Path(__file__).parents[2] / "conf"
-WEIGHTS = Path(__file__).parents[1] / "weights"
+CONF = Path(__file__).resolve().parents[2] / "conf"
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
 def sha256(path: Path) -> str:

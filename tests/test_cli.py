@@ -1,0 +1,185 @@
+"""The command line as its users meet it: results, and one sentence for each mistake."""
+
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from irattack import __main__ as command
+from irattack import reproduce
+from irattack.models import zoo
+
+QUICK = ["images=8", "steps=2", "samples=2", "targets=[alexnet]", "threads=1"]
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
+    """Runs `python -m irattack …` in this process: (exit status, stdout, stderr)."""
+
+    def call(*arguments: str, entry: Callable[[], None] = command.main) -> Result:
+        monkeypatch.setattr(sys, "argv", ["irattack", *arguments])
+        monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+        status = 0
+        try:
+            entry()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        captured = capsys.readouterr()
+        return status, captured.out, captured.err
+
+    monkeypatch.chdir(tmp_path)
+    return call
+
+
+MISTAKES = {
+    "source=resnet35": "did you mean resnet34",
+    "targets=vgg15": "did you mean vgg16",
+    "targets=[vgg16,resnet15]": "targets=resnet15: did you mean resnet152",
+    "targets=[]": "at least one name",
+    "attack=irr": "attack=irr: did you mean ir",
+    "norm=l3": "norm=l3: did you mean l2",
+    "benchmark=photo": "did you mean photos",
+    "lam=-1": "must be 0 or more",
+    "lam=abc": "expected a number",
+    "lam=nan": "expected a number",
+    "eps=0": "radius in (0, 1]",
+    "eps=1.01": "radius in (0, 1]",
+    "eps=256/255": "radius in (0, 1]",
+    "steps=0": "whole number of 1 or more",
+    "samples=0": "whole number of 1 or more",
+    "cells=0": "whole number of 1 or more",
+    "steps=1.5": "whole number of 1 or more",
+    "cells=65": "has only 64 cells",
+    "grid=33": "finer than the image",
+    "images=100000": "classified correctly by every source model",
+    "loss=foo": "expected one of ce, margin",
+    "start=foo": "expected one of auto, random, zero",
+    "lam=0,1": "-m to run once for each",
+    "epsilon=1": "did you mean eps",
+    "attack.norm.epsilon=1": "no such setting",
+    "lam": "name=value",
+    "benchmark.data.split=foo": "expected one of train, val, test",
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence(mistake: str, run: Run, tmp_path: Path) -> None:
+    status, out, err = run("attack=ir", mistake)
+    assert status == 2
+    assert err.startswith("irattack: ")
+    assert err.count("\n") == 1
+    assert MISTAKES[mistake] in err
+    assert out == ""
+    left = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"]
+    assert left == []
+
+
+def test_unknown_table(run: Run) -> None:
+    status, _, err = run("table9", entry=reproduce.main)
+    assert status == 2
+    assert "did you mean table1" in err
+
+
+def test_one_cell_and_its_second_call(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = ["attack=ir", "source=alexnet", "norm=l2", *QUICK]
+    status, first, err = run(*arguments)
+    assert status == 0, err
+    assert re.search(r"alexnet\s+ir\s+l2\s+alexnet\s+8\s+[\d.]+", first)
+
+    def never(*_: object) -> None:
+        raise AssertionError("the second call must answer from the disk")
+
+    monkeypatch.setattr(zoo, "build", never)
+    status, second, err = run(*arguments)
+    assert (status, second) == (0, first)
+    status, _, _ = run(*arguments[:-1], "threads=1", "--cfg", "job")
+    assert status == 0
+    saved = next(tmp_path.rglob("alexnet.json")).read_text()
+    for fact in ("config", "commit", "torch", "device", "precision", "ci_low"):
+        assert f'"{fact}"' in saved
+
+
+def test_multirun_and_whole_config(run: Run) -> None:
+    status, out, err = run("-m", "attack=ir", "lam=0,1", "source=alexnet", *QUICK)
+    assert status == 0, err
+    assert len(re.findall(r"^alexnet", out, re.M)) == 2
+    status, out, _ = run("attack=ir", "source=densenet121", "--cfg", "job")
+    assert status == 0
+    assert "${" not in out
+    assert "lam: 1" in out
+
+
+def test_changed_weights_are_refused(
+    run: Run, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    real = zoo.weights
+    monkeypatch.setattr(zoo, "weights", lambda *names: (real(*names)[0], "0" * 64))
+    status, _, err = run("source=alexnet", *QUICK)
+    assert status == 2
+    assert "not the file whose SHA-256 is 000000000000" in err
+    assert err.count("\n") == 1
+
+
+def spawn(folder: Path, *arguments: str, **options: object) -> subprocess.Popen:
+    command = [sys.executable, "-m", "irattack", f"output={folder}", *arguments]
+    environment = {**os.environ, "PYTHONPATH": str(zoo.CONF.parent)}
+    return subprocess.Popen(  # type: ignore[call-overload]
+        command,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        **options,
+    )
+
+
+def test_a_full_disk_is_a_sentence_and_continues(tmp_path: Path) -> None:
+    arguments = ["source=alexnet", "images=64", "steps=4", "targets=[alexnet]", "threads=1"]
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+
+    limited = spawn(tmp_path, *arguments, preexec_fn=limit)
+    _, err = limited.communicate(timeout=120)
+    assert limited.returncode == 2
+    assert "file-size limit" in err.splitlines()[-1]
+    assert not list(tmp_path.rglob("*.b2"))
+    again = spawn(tmp_path, *arguments)
+    out, err = again.communicate(timeout=120)
+    assert again.returncode == 0, err
+    assert "alexnet" in out
+
+
+def test_an_unwritable_folder_is_a_sentence(run: Run) -> None:
+    status, _, err = run("source=alexnet", "output=/dev/null/x", *QUICK)
+    assert status == 2
+    assert "irattack: cannot write /dev/null/x" in err
+    assert err.count("\n") == 1
+
+
+def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
+    process = spawn(tmp_path, "attack=ir", "steps=500", "threads=1")
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.rglob("config.yaml")) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    time.sleep(1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "run the same command to continue" in err
+    assert "Traceback" not in err
+    assert not list(tmp_path.rglob("*.b2"))
