@@ -60,12 +60,12 @@ def vgg16(classes: int) -> nn.Module:
 
 def resnet34(classes: int) -> nn.Module:
     """Basic residual blocks (ResNet-34)."""
-    return ResNet(BasicBlock, (2, 2, 2, 2), classes, stem_width=16, channels=(16, 24, 40, 64))
+    return ResNet(BasicBlock, (2, 2, 2, 2), classes, channels=(16, 24, 40, 64))
 
 
 def resnet152(classes: int) -> nn.Module:
     """Bottleneck residual blocks, the deepest of the residual networks (ResNet-152)."""
-    return ResNet(Bottleneck, (2, 3, 6, 2), classes, stem_width=16, channels=(12, 16, 24, 40))
+    return ResNet(Bottleneck, (2, 3, 6, 2), classes, channels=(12, 16, 24, 40))
 
 
 def densenet121(classes: int) -> nn.Module:

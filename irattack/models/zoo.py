@@ -57,7 +57,7 @@ def build(benchmark: str, name: str, pretrained: bool = True) -> nn.Module:
     """The model `name`, frozen and in eval mode; untrained and trainable if not `pretrained`."""
     facts = card(benchmark, name)
     if "members" in facts:
-        return Ensemble([build(benchmark, member) for member in facts["members"]])
+        return Ensemble([build(benchmark, member) for member in facts["members"]]).eval()
     body = get_method(facts["factory"])(facts["classes"])
     model = Network(body, facts["mean"], facts["std"], facts["size"])
     if not pretrained:

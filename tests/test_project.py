@@ -1,0 +1,115 @@
+"""The project's frame: dependencies in one place, every yaml usable, weights as promised."""
+
+import json
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+
+from irattack.attack import Attack
+from irattack.models import zoo
+from irattack.pipeline import Cell, plain
+from irattack.settings import check, number, register_resolvers
+
+ROOT = Path(__file__).parents[1]
+PHOTOS = zoo.names("photos")
+ATTACKS = [path.stem for path in (ROOT / "conf" / "attack").glob("*.yaml") if path.stem != "base"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def hydra_config():  # type: ignore[no-untyped-def]
+    register_resolvers()
+    with initialize_config_dir(str(ROOT / "conf"), version_base="1.3"):
+        yield
+
+
+def test_environment_yml_is_in_step_with_pyproject() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["dependencies"][-1]["pip"] == project["dependencies"]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_every_attack_is_a_short_yaml_that_fills_slots(attack: str, norm: str) -> None:
+    cfg = compose("config", overrides=[f"attack={attack}", f"norm={norm}"])
+    check(cfg)
+    settings = plain(cfg.attack)
+    assert settings.pop("name") == attack
+    assert isinstance(instantiate(settings), Attack)
+    lines = (ROOT / "conf" / "attack" / f"{attack}.yaml").read_text().splitlines()
+    assert len([line for line in lines if not line.startswith("#")]) <= 5
+
+
+@pytest.mark.parametrize("name", PHOTOS)
+def test_every_model_loads_and_is_frozen(name: str) -> None:
+    model = zoo.build("photos", name)
+    assert not model.training
+    assert not any(parameter.requires_grad for parameter in model.parameters())
+    assert model(torch.rand(2, 3, 32, 32)).shape == (2, 16)
+    check(compose("config", overrides=[f"source={name}"]))
+
+
+def test_weights_are_small_and_accurate() -> None:
+    total = 0
+    for name in set(PHOTOS) - {"ensemble"}:
+        path, _ = zoo.weights("photos", name)
+        card = json.loads(path.with_suffix(".json").read_text())
+        total += path.stat().st_size
+        assert path.stat().st_size <= 2_000_000
+        assert card["test_accuracy"] >= 0.85
+        assert 0.7 <= card["test_confidence"] <= 0.95
+    assert total <= 15_000_000
+
+
+def test_reported_accuracy_is_that_of_the_weights() -> None:
+    from irattack.train import accuracy
+
+    card = json.loads(zoo.weights("photos", "alexnet")[0].with_suffix(".json").read_text())
+    found = accuracy(zoo.build("photos", "alexnet"), "test")
+    assert found == pytest.approx((card["test_accuracy"], card["test_confidence"]), abs=5e-3)
+
+
+def test_depths_keep_their_order() -> None:
+    def depth(name: str) -> int:
+        modules = zoo.build("photos", name, pretrained=False).modules()
+        return sum(isinstance(module, torch.nn.Conv2d) for module in modules)
+
+    assert depth("resnet34") < depth("resnet152")
+    assert depth("densenet121") < depth("densenet201")
+    assert depth("inception_v3") < depth("inception_v4")
+
+
+def test_ensemble_is_the_mean_logit() -> None:
+    x = torch.rand(3, 3, 32, 32)
+    members = [zoo.build("photos", name)(x) for name in ("resnet34", "resnet152", "densenet121")]
+    torch.testing.assert_close(zoo.build("photos", "ensemble")(x), sum(members) / 3)
+
+
+def test_lam_comes_from_the_source() -> None:
+    for source in ("resnet34", "densenet121"):
+        cfg = compose("config", overrides=[f"source={source}", "attack=ir"])
+        assert cfg.attack.interaction.lam == zoo.card("photos", source)["lam"]
+    cfg = compose("config", overrides=["attack=ir", "lam=2"])
+    assert cfg.attack.interaction.lam == 2
+
+
+def test_key_changes_with_everything_that_changes_the_numbers() -> None:
+    def key(*overrides: str) -> str:
+        return Cell(compose("config", overrides=["attack=ir", *overrides])).key
+
+    changes = "source=alexnet norm=l2 lam=3 eps=1/255 steps=3 samples=3 cells=3 grid=4 seed=1"
+    changes += " images=9 loss=margin start=zero block=8 micro_batch=8 benchmark.data.split=val"
+    keys = [key(), key("attack=pgd"), *(key(change) for change in changes.split())]
+    assert len(set(keys)) == len(keys)
+    assert key("output=elsewhere", "targets=secured", "device=cpu") == key()
+
+
+def test_fractions() -> None:
+    assert number("8/255") == 8 / 255
+    assert number(" 2 / 255") == 2 / 255
+    assert number("1e-3") == 1e-3
