@@ -128,23 +128,28 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
 def caption(cells: Sequence[Cell]) -> str:
     """On which benchmark, settings, precision and number of images a table was made."""
     cfg = cells[0].cfg
-    made = store.read_json(cells[0].margins_path(cells[0].targets[0]).with_suffix(".json")) or {}
+    record = cells[0].margins_path(cells[0].targets[0]).with_suffix(".json")
+    made = store.read_json(record) or {}
+    names = ("eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed")
+    settings = ", ".join(f"{name}={values(cells, name)}" for name in names)
     return (
-        f"benchmark={cfg.benchmark.name}, n={made['n']} images, eps={cfg.eps}, {cfg.steps} steps, "
-        f"K={cfg.samples} sets of {cfg.cells} of {cfg.grid}x{cfg.grid} cells, "
-        f"lam={lam_values(cells)}, loss={cfg.loss}, seed={cfg.seed}, {PRECISION}, "
-        f"{made['device']}, torch {made['torch']}, commit {made['commit'][:12]}. "
-        "Success is measured at every step, the step chosen by leave-one-out; the intervals of "
-        "the gains are over images, paired. The paper's numbers are of ImageNet."
+        f"benchmark={cfg.benchmark.name} ({cfg.benchmark.data.split} crops), n={made['n']} images, "
+        f"{settings}; {made['precision']}, {made['device']}, torch {made['torch']}, "
+        f"commit {made['commit'][:12]}. Success is measured at every step and the step chosen by "
+        "leave-one-out (Appendix M); intervals of gains are over images, paired. "
+        "The paper's numbers are of ImageNet."
     )
 
 
-def lam_values(cells: Sequence[Cell]) -> str:
-    """The values of λ in a table: one number, or one a source."""
-    values = {cell.cfg.source: float(cell.cfg.lam) for cell in cells}
-    if len(set(values.values())) == 1:
-        return f"{next(iter(values.values())):g}"
-    return ", ".join(f"{value:g} ({NAMES.get(name, name)})" for name, value in values.items())
+def values(cells: Sequence[Cell], name: str) -> str:
+    """The values that a setting takes in a table, with the sources they belong to."""
+    of_value: dict[str, list[str]] = {}
+    for cell in cells:
+        source = NAMES.get(cell.cfg.source, cell.cfg.source)
+        of_value.setdefault(str(cell.cfg[name]), []).append(source)
+    if len(of_value) == 1 or len({frozenset(sources) for sources in of_value.values()}) == 1:
+        return " ".join(of_value)
+    return " ".join(f"{v} ({' '.join(dict.fromkeys(s))})" for v, s in of_value.items())
 
 
 def summary(gain: pd.DataFrame, pair: Sequence[str]) -> str:

@@ -17,8 +17,8 @@ def test_splits_are_disjoint_regions() -> None:
                 top, left = row * photos.BLOCK, column * photos.BLOCK
                 seen[top : top + photos.BLOCK, left : left + photos.BLOCK] += 1
         assert (seen == 1).all()
-    sizes = {split: len(photos.crops(split)[1]) for split in photos.SPLITS}
-    assert sizes["train"] > sizes["test"] > sizes["val"] > 200
+    counts = {split: len(photos.crops(split)[1]) for split in photos.SPLITS}
+    assert counts["train"] > counts["test"] > counts["val"] > 200
 
 
 @pytest.mark.parametrize("split", photos.SPLITS)
