@@ -2,13 +2,16 @@
 
 For step t and each image, with the paper's symbols:
 
-    J(δ) = ℓ(h(x + δ), y) − λ (1/K) Σ_k [ v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅) ]       (Eqs. 5, 42)
-    g = ∇_δ J
-    m ← μ m + g / ‖g‖₁
-    δ ← Π_ε( δ + α · direction(m) ),  x + δ ∈ [0, 1]                             (Eqs. 9, 10, 11)
+    J(δ) = Σ_ξ ℓ(h(T(x + δ + ξ)), y) / M
+           − λ (1/K) Σ_k [ v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅) ]                      (Eqs. 5, 42)
+    g = ∇_δ J           (SGM: the backward pass through each residual branch is scaled by γ)
+    g ← W ∗ g                                                                     (TI)
+    m ← μ m + g / ‖g‖₁                                                            (MI)
+    δ ← Π_ε( δ + α · direction(m) ),  x + δ ∈ [0, 1]                       (Eqs. 9, 10, 11)
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
@@ -17,8 +20,16 @@ from torch import Tensor, nn
 from irattack.losses import cross_entropy
 from irattack.norms import Norm
 from irattack.objective import Term, Value, gradient
-from irattack.pieces import Interaction, Momentum
+from irattack.pieces import (
+    GaussianKernel,
+    GaussianNoise,
+    Interaction,
+    MaskedLoss,
+    Momentum,
+    ResizeAndPad,
+)
 from irattack.randomness import Draws
+from irattack.skip import SkipGradient
 
 
 @dataclass(frozen=True)
@@ -30,31 +41,64 @@ class Attack:
         steps: T.
         loss: the classification loss ℓ.
         interaction: the interaction term, or None.
+        classify: whether J has the classification loss at all.
+        masked: the loss under random masks, or None.
+        samples: the noise ξ, or None.
+        transform: the input transform T, or None.
+        backward: a context in which gradients of the model are taken, or None.
+        smooth: W, or None.
         accumulate: from the last m and the gradient to the next m.
-        start: δ_0 is `random` (uniform in the ball), `zero`, or `auto`: zero with an interaction
+        start: δ_0 is `random` (uniform in the ball), `noise` (a Gaussian direction, on the surface
+            of the ball), `zero`, or `auto`: zero with an interaction
             term and random without, as in the authors' code.
+        record: steps are yielded `after` each update (x^1 … x^T) or `before` it (start … T − 1,
+            the authors' code).
     """
 
     norm: Norm
     steps: int
     loss: Value = cross_entropy
     interaction: Interaction | None = None
+    classify: bool = True
+    masked: MaskedLoss | None = None
+    samples: GaussianNoise | None = None
+    transform: ResizeAndPad | None = None
+    backward: SkipGradient | None = None
+    smooth: GaussianKernel | None = None
     accumulate: Momentum = field(default_factory=Momentum)
     start: str = "auto"
+    record: str = "after"
 
     def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
         """δ_0, (B, C, H, W)."""
         interacts = self.interaction is not None and self.interaction.lam > 0
         if self.start == "zero" or (self.start == "auto" and interacts):
             return torch.zeros_like(x)
+        if self.start == "noise":  # from far outside, Π_ε puts it on the surface of the ball
+            noise = draws.normal(ids, 0, "start", x.shape[1:]).to(x)
+            return self.norm.project(1e6 * self.norm.step(noise))
         return self.norm.start(x, draws.uniform(ids, 0, "start", x.shape[1:]).to(x))
 
     def terms(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> list[Term]:
         """J(δ) as weighted probes."""
-        terms = [Term(self.loss, torch.ones_like(delta[:, 0, 0, 0]))]
+        terms = [self.classification(delta, ids, step, draws)] if self.classify else []
+        if self.masked is not None:
+            terms += self.masked.terms(self.loss, delta, ids, step, draws)
         if self.interaction is not None:
             terms += self.interaction.terms(delta, ids, step, draws)
         return terms
+
+    def classification(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Term:
+        """Σ_ξ ℓ(h(T(x + δ + ξ)), y) / M."""
+        weight, copies, noise, random = torch.ones_like(delta[:, 0, 0, 0]), 1, None, None
+        if self.samples is not None:
+            copies = self.samples.samples
+            noise = self.samples.noise(delta, ids, step, draws)
+            if self.samples.reduction == "mean":
+                weight = weight / copies
+        if self.transform is not None:
+            random = draws.uniform(ids, step, "transform", (copies, 4)).to(delta.device)
+        return Term(self.loss, weight, noise=noise, transform=self.transform, draws=random)
 
 
 def perturbations(
@@ -67,7 +111,7 @@ def perturbations(
     micro_batch: int = 256,
     start: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yields δ_1, …, δ_T, each (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
+    """Yields the perturbation of T steps, each (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
 
     Args:
         model: from images in [0, 1] to logits, frozen and in eval mode.
@@ -82,10 +126,17 @@ def perturbations(
     m = torch.zeros_like(x)
     for step in range(1, attack.steps + 1):
         terms = attack.terms(delta, ids, step, draws)
-        g = gradient(model, x, delta, y, terms, micro_batch)
-        m = attack.accumulate(m, g)
+        with attack.backward(model) if attack.backward else nullcontext():
+            one_graph = attack.backward is not None and attack.backward.one_graph
+            g = gradient(model, x, delta, y, terms, micro_batch, one_graph)
+        if attack.smooth is not None:
+            g = attack.smooth(g)
+        m = attack.accumulate(m, g, step)
+        if attack.record == "before":
+            yield delta
         delta = clip(x, attack.norm.project(delta + attack.norm.step(m)))
-        yield delta
+        if attack.record == "after":
+            yield delta
 
 
 def clip(x: Tensor, delta: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ STORAGE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.EEXIST: "a file is in the way",
 }
-GROUPS = ("attack", "norm", "benchmark", "piece")
+GROUPS = ("attack", "norm", "benchmark", "protocol", "piece")
 
 
 def stop(sentence: str, status: int = 2) -> NoReturn:
@@ -83,6 +83,8 @@ def _explain(error: HydraException) -> str:
 
 
 def _unknown_setting(name: str) -> str:
+    if name == "piece":
+        return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
     conf = Path(__file__).parents[1] / "conf"
     keys = re.findall(r"^(\w+):", (conf / "config.yaml").read_text(), re.M)
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]

@@ -25,6 +25,7 @@ class Term:
         value: from logits (B, C), labels (B,) and rivals (B,) to (B,).
         weight: (B,).
         sets: which cells of the perturbation are present, (B, P, L, L) bool; None for all.
+        side: pixels in a cell's side; None for cells as even as possible.
         noise: ξ, (B, P, C, H, W); None for none.
         transform: the input transform T, called with images (b, C, H, W) and their draws (b, d).
         draws: (B, P, d) random numbers in [0, 1) for the transform.
@@ -33,6 +34,7 @@ class Term:
     value: Value
     weight: Tensor
     sets: Tensor | None = None
+    side: int | None = None
     noise: Tensor | None = None
     transform: Transform | None = None
     draws: Tensor | None = None
@@ -51,12 +53,19 @@ class Term:
         return self.sets is None and self.noise is None and self.transform is None
 
 
-def to_pixels(sets: Tensor, height: int, width: int) -> Tensor:
-    """Cells (..., L, L) to pixels (..., height, width); cells as equal as possible, none left."""
+def to_pixels(sets: Tensor, height: int, width: int, side: int | None = None) -> Tensor:
+    """Cells (..., L, L) to pixels (..., height, width).
+
+    Cells are as even as possible and leave no pixel out; with `side`, they are squares of that
+    many pixels, and what remains belongs to the last row and column.
+    """
     grid = sets.shape[-1]
-    rows = torch.arange(height, device=sets.device) * grid // height
-    columns = torch.arange(width, device=sets.device) * grid // width
-    return sets[..., rows[:, None], columns]
+
+    def cell(length: int) -> Tensor:
+        pixel = torch.arange(length, device=sets.device)
+        return pixel * grid // length if side is None else (pixel // side).clamp_max(grid - 1)
+
+    return sets[..., cell(height)[:, None], cell(width)]
 
 
 def gradient(
@@ -66,8 +75,12 @@ def gradient(
     y: Tensor,
     terms: Sequence[Term],
     micro_batch: int,
+    one_graph: bool = False,
 ) -> Tensor:
     """∇_δ of the sum of the terms, (B, C, H, W).
+
+    With `one_graph`, each term of each image has a forward pass of its own, for backward rules
+    whose result depends on what shares one.
 
     The terms at x + δ itself come first, in one forward pass; their strongest wrong class is the
     y' of every other term (the authors' choice: one y' a step, taken at full δ).
@@ -75,37 +88,29 @@ def gradient(
     total = torch.zeros_like(delta)
     rival = torch.zeros_like(y)
     shared = [term for term in terms if term.at_delta]
-    if shared:
-        for part in torch.arange(len(x), device=x.device).split(micro_batch):
-            z = (x[part] + delta[part]).requires_grad_()
-            logits = model(z)
-            rival[part] = strongest_rival(logits.detach(), y[part])
-            total[part] += _backward(z, logits, y[part], rival[part], shared, part)
-    for term in terms:
-        if term.at_delta:
-            continue
-        pairs = torch.arange(len(x) * term.probes, device=x.device)
-        for part in pairs.split(micro_batch):
-            image, probe = part // term.probes, part % term.probes
-            present = None
-            if term.sets is not None:
-                present = to_pixels(term.sets[image, probe], *x.shape[-2:])[:, None]
-            move = delta[image] if present is None else delta[image] * present
+    others = [[term] for term in terms if not term.at_delta]
+    groups = [[term] for term in shared] if one_graph else [shared] if shared else []
+    for group in [*groups, *others]:
+        first = group[0]
+        pairs = torch.arange(len(x) * first.probes, device=x.device)  # all probes of image 0, 1, …
+        for part in pairs.split(first.probes if one_graph else micro_batch):
+            image, probe = part // first.probes, part % first.probes
+            move, present = delta[image], None
+            if first.sets is not None:
+                cells = first.sets[image, probe]
+                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side)[:, None]
+                move = move * present
             z = x[image] + move
-            if term.noise is not None:
-                z = z + term.noise[image, probe]
+            if first.noise is not None:
+                z = z + first.noise[image, probe]
             z.requires_grad_()
             seen = z
-            if term.transform is not None and term.draws is not None:
-                seen = term.transform(z, term.draws[image, probe])
-            g = _backward(z, model(seen), y[image], rival[image], [term], image)
+            if first.transform is not None and first.draws is not None:
+                seen = first.transform(z, first.draws[image, probe])
+            logits = model(seen)
+            if first.at_delta:
+                rival[image] = strongest_rival(logits.detach(), y[image])
+            values = [t.weight[image] * t.value(logits, y[image], rival[image]) for t in group]
+            (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
             total.index_add_(0, image, g if present is None else g * present)
     return total
-
-
-def _backward(
-    z: Tensor, logits: Tensor, y: Tensor, rival: Tensor, terms: Sequence[Term], image: Tensor
-) -> Tensor:
-    values = [term.weight[image] * term.value(logits, y, rival) for term in terms]
-    (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
-    return g

@@ -1,64 +1,185 @@
 """The pieces that attacks are made of. A piece fills one slot of the loop in attack.py.
 
-slot          piece         gives
-interaction   Interaction   IR    (Section 5, Eq. 42)
-accumulate    Momentum      MI    (Section 4; Dong et al., 2018)
+slot          piece            gives
+interaction   Interaction      IR    (Section 5, Eq. 42)
+samples       GaussianNoise    VR    (Section 4; Wu et al., 2018)
+transform     ResizeAndPad     DI    (Xie et al., 2019)
+backward      SkipGradient     SGM   (Section 4; Wu et al., 2020), in skip.py
+smooth        GaussianKernel   TI    (Dong et al., 2019)
+accumulate    Momentum         MI    (Section 4; Dong et al., 2018)
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from irattack.losses import margin
-from irattack.objective import Term
+from irattack.objective import Term, Value
 from irattack.randomness import Draws
 
 
-@dataclass(frozen=True)
-class Interaction:
+@dataclass(frozen=True, kw_only=True)
+class RandomCells:
+    """Random sets S_1 … S_K of the cells of an image, anew for each image and step.
+
+    Args:
+        samples: K, sets a step.
+        cells: cells in a set.
+        grid: L, the image is divided into L x L cells.
+        replacement: draw a set's cells with replacement, as the authors' code does.
+        border: what becomes of the pixels left when L does not divide the side: `shared` out, so
+            that cells are as even as possible, or `uncovered`, in no cell (the authors' code).
+    """
+
+    samples: int
+    cells: int
+    grid: int
+    replacement: bool = False
+    border: str = "shared"
+
+    def both(
+        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
+    ) -> list[Term]:
+        """weight · Σ_k [value at S_k + value at Λ∖S_k], as two terms; width in pixels."""
+        sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
+        side = None
+        if self.border == "uncovered":  # one more row and column, in Λ∖S_k but in no S_k
+            sets, side = F.pad(sets, (0, 1, 0, 1)), width // self.grid
+        sets = sets.to(weight.device)
+        return [Term(value, weight, sets=which, side=side) for which in (sets, ~sets)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Interaction(RandomCells):
     """−λ (1/K) Σ_k [v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅)], the interaction loss of Eq. 42.
 
     Args:
         lam: λ ≥ 0.
-        samples: K, random sets a step.
-        cells: cells in a set.
-        grid: L, the image is divided into L x L cells.
-        replacement: draw a set's cells with replacement, as the authors' code does.
         skip_at_zero: leave the term out where δ = 0. Its gradient is zero there, but comes out of
             the arithmetic as rounding noise.
     """
 
     lam: float
-    samples: int
-    cells: int
-    grid: int
-    replacement: bool = False
     skip_at_zero: bool = True
 
     def terms(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> list[Term]:
         """The terms of J; v(∅) is missing because it does not depend on δ."""
-        counts = torch.ones_like(delta[:, 0, 0, 0])
+        present = torch.ones_like(delta[:, 0, 0, 0])
         if self.skip_at_zero:
-            counts = delta.flatten(1).any(dim=1).to(delta.dtype)
-        if self.lam == 0 or not counts.any():
+            present = delta.flatten(1).any(dim=1).to(delta.dtype)
+        if self.lam == 0 or not present.any():
             return []
-        sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
-        both = torch.cat([sets, ~sets], dim=1).to(delta.device)  # S_k and Λ∖S_k
-        return [
-            Term(margin, -self.lam * counts),
-            Term(margin, self.lam / self.samples * counts, sets=both),
-        ]
+        weight = self.lam / self.samples * present
+        sets = self.both(margin, weight, ids, step, draws, delta.shape[-1])
+        return [Term(margin, -self.lam * present), *sets]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaskedLoss(RandomCells):
+    """(1/2K) Σ_k [ℓ(x + S_k⊙δ) + ℓ(x + (Λ∖S_k)⊙δ)]: IR's masks and cost, without interaction."""
+
+    def terms(
+        self, loss: Value, delta: Tensor, ids: Sequence[str], step: int, draws: Draws
+    ) -> list[Term]:
+        """The terms of J."""
+        weight = torch.ones_like(delta[:, 0, 0, 0]) / (2 * self.samples)
+        return self.both(loss, weight, ids, step, draws, delta.shape[-1])
+
+
+@dataclass(frozen=True)
+class GaussianNoise:
+    """VR: ℓ is averaged over x + δ + ξ, ξ ~ N(0, σ² I) (Wu et al., 2018).
+
+    Args:
+        samples: M, copies of an image.
+        sigma: σ, in units of [0, 1] images.
+        reduction: `mean` (the expectation of the paper) or `sum` (the authors' code, in which λ
+            therefore acts as λ / M).
+    """
+
+    samples: int
+    sigma: float
+    reduction: str = "mean"
+
+    def noise(self, x: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Tensor:
+        """ξ, (B, M, C, H, W)."""
+        return self.sigma * draws.normal(ids, step, "noise", (self.samples, *x.shape[1:])).to(x)
+
+
+@dataclass(frozen=True)
+class ResizeAndPad:
+    """DI: with some probability, the image is resized at random and padded at random.
+
+    Xie et al. (2019) enlarge 299 px to a random size in [299, 330) and pad to 330 with zeros, with
+    probability 0.5. For another input size the ratio 330 / 299 is kept, and the result is resized
+    back, so that any network takes it.
+    """
+
+    probability: float = 0.5
+    ratio: float = 330 / 299
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """T(images): images (b, C, H, W), draws (b, 4) in [0, 1) -> (b, C, H, W)."""
+        side = images.shape[-1]
+        wide = max(side + 1, round(side * self.ratio))
+        out = []
+        for image, (coin, size, top, left) in zip(images.split(1), draws.tolist(), strict=True):
+            if coin >= self.probability:
+                out.append(image)
+                continue
+            new = side + int(size * (wide - side))
+            above, before = int(top * (wide - new + 1)), int(left * (wide - new + 1))
+            moved = F.interpolate(image, size=(new, new), mode="nearest")
+            moved = F.pad(moved, (before, wide - new - before, above, wide - new - above))
+            out.append(F.interpolate(moved, size=(side, side), mode="bilinear"))
+        return torch.cat(out)
+
+
+@cache
+def _gaussian(size: int) -> Tensor:
+    points = torch.linspace(-3, 3, size, dtype=torch.float64)
+    density = torch.exp(-(points**2) / 2)
+    kernel = torch.outer(density, density)
+    return kernel / kernel.sum()
+
+
+@dataclass(frozen=True)
+class GaussianKernel:
+    """TI: g ← W ∗ g with a Gaussian W that sums to 1, from −3 to 3 standard deviations.
+
+    Args:
+        size: odd side of W, in pixels.
+    """
+
+    size: int
+
+    def __call__(self, g: Tensor) -> Tensor:
+        """W ∗ g for each channel, zero-padded, (B, C, H, W)."""
+        channels = g.shape[1]
+        kernel = _gaussian(self.size).to(g).expand(channels, 1, self.size, self.size)
+        return F.conv2d(g, kernel, padding=self.size // 2, groups=channels)
 
 
 @dataclass(frozen=True)
 class Momentum:
-    """m ← μ m + g / ‖g‖₁ (MI, Dong et al., 2018); μ = 0 keeps the direction of g alone."""
+    """How gradients add up.
+
+    Args:
+        mu: the decay μ; 0 keeps the direction of g alone.
+        rule: `original`, m ← μ m + g / ‖g‖₁ (MI, Dong et al., 2018), or `revised`,
+            m ← μ m + (1 − μ) g with μ = (t − 1) / t (Proposition 3, Eq. 33).
+    """
 
     mu: float = 0.0
+    rule: str = "original"
 
-    def __call__(self, m: Tensor, g: Tensor) -> Tensor:
-        """The next m, from the last m and the gradient g, all (B, C, H, W)."""
+    def __call__(self, m: Tensor, g: Tensor, step: int) -> Tensor:
+        """The next m, from the last m and the gradient g of step t ≥ 1, all (B, C, H, W)."""
+        if self.rule == "revised":
+            return (step - 1) / step * m + g / step
         length = g.abs().sum(dim=(1, 2, 3), keepdim=True)
         return self.mu * m + g / length.clamp_min(torch.finfo(g.dtype).tiny)

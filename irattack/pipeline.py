@@ -4,7 +4,7 @@ Each stage reads the stage before it from disk. What is on disk is named by a ha
 that changes the numbers: a stage that is done is never done again, a change never reuses old work.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,7 +52,7 @@ class Cell:
             "seed": cfg.seed,
         }
         attack = plain(cfg.attack)
-        self.name = str(attack.pop("name"))
+        self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
         self.method = self.name  # what a table calls it
         self.steps_facts = {
             "version": VERSION,
@@ -100,6 +100,13 @@ class Cell:
     def margins_path(self, target: str) -> Path:
         """The (T, N) margins on a target; the result beside it has the suffix .json."""
         return self.root / "results" / self.label / f"{target}.safetensors"
+
+
+def attack_name(name: str, pieces: Iterable[str]) -> str:
+    """The name of an attack: its yaml's, or its pieces' if the command line chose others."""
+    (*_, last) = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
+    own = set(last["/piece"]) if OmegaConf.is_dict(last) else set()
+    return name if own == set(pieces) else "+".join(sorted(pieces) or ["pgd"])
 
 
 def device(cfg: DictConfig) -> torch.device:
@@ -171,7 +178,7 @@ def shard_manifest(cell: Cell, images: Candidates) -> dict[str, Any]:
     """What a valid shard of this cell must say of itself."""
     return {
         "key": cell.key,
-        "steps": cell.cfg.steps,
+        "steps": cell.cfg.attack.steps,
         "images": {name: images.digest(i) for i, name in enumerate(images.ids)},
     }
 
@@ -190,7 +197,7 @@ def attack_images(cell: Cell, images: Candidates) -> None:
     resolved = OmegaConf.to_yaml(cfg, resolve=True)
     store.write_text(cell.root / "steps" / cell.label / "config.yaml", resolved)
     model = cell.build(cfg.source)
-    attack: Attack = instantiate({key: v for key, v in plain(cfg.attack).items() if key != "name"})
+    attack: Attack = instantiate(cell.steps_facts["attack"])
     draws = Draws(cfg.seed)
     made_with = {
         "facts": cell.steps_facts,
@@ -228,7 +235,7 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
     models = {name: cell.build(name) for name in targets}
     margins: dict[str, list[np.ndarray]] = {name: [] for name in targets}
     shards = list(cell.shards(images))
-    total = len(shards) * cfg.steps
+    total = len(shards) * cfg.attack.steps
     with tqdm(total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False) as bar:
         for path, part in shards:
             y = torch.from_numpy(part.labels).to(device(cfg))

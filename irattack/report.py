@@ -8,7 +8,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from irattack import evaluation, store
-from irattack.pipeline import PRECISION, Cell, rows
+from irattack.pipeline import Cell, rows
 
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
@@ -57,33 +57,30 @@ def render(results: pd.DataFrame) -> str:
     return shown.to_markdown(index=False, floatfmt=".1f", tablefmt="simple")
 
 
-def gains(cells: Sequence[Cell], pair: Sequence[str], table: int | None) -> pd.DataFrame:
-    """The gain of attack pair[1] over pair[0] on each source, norm and target, in points.
+def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | None) -> pd.DataFrame:
+    """The gain of the second attack of each pair over the first, in points.
 
-    Columns: source, norm, target, n, gain, ci_low, ci_high (paired over images), paper_gain.
+    Columns: attack, over, source, norm, target, n, gain, ci_low, ci_high (paired over images),
+    paper_gain.
     """
-    columns = ["source", "norm", "target", "n", "gain", "ci_low", "ci_high", "paper_gain"]
-    if not pair:
-        return pd.DataFrame(columns=columns)
-    baseline, ours = pair
-    by_name = {(cell.cfg.source, cell.norm, cell.name): cell for cell in cells}
+    by_name = {(cell.name, cell.cfg.source, cell.norm): cell for cell in cells}
     paper = paper_rates(table).set_index(CELL)["paper_percent"]
     records = []
-    for (source, norm, name), cell in by_name.items():
-        other = by_name.get((source, norm, ours))
-        if name != baseline or other is None:
-            continue
-        for target in cell.targets:
-            success = [
-                evaluation.transferred(store.read_array(c.margins_path(target)))
-                for c in (other, cell)
-            ]
-            gain, low, high = evaluation.gain_interval(*success)
-            paper_gain = paper.get((source, ours, norm, target), float("nan")) - paper.get(
-                (source, baseline, norm, target), float("nan")
-            )
-            records.append((source, norm, target, len(success[0]), gain, low, high, paper_gain))
-    return pd.DataFrame(records, columns=columns)
+    for baseline, ours in pairs:
+        for (name, source, norm), cell in by_name.items():
+            if name != baseline or (ours, source, norm) not in by_name:
+                continue
+            both = (by_name[ours, source, norm], cell)
+            for target in cell.targets:
+                success = [
+                    evaluation.transferred(store.read_array(c.margins_path(target))) for c in both
+                ]
+                percent = [paper.get((source, c.name, norm, target), float("nan")) for c in both]
+                gain = evaluation.gain_interval(*success)
+                where = (ours, baseline, source, norm, target, len(success[0]))
+                records.append((*where, *gain, percent[0] - percent[1]))
+    columns = ["attack", "over", *CELL[:1], *CELL[2:], "n", "gain", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=[*columns, "paper_gain"])
 
 
 def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
@@ -111,13 +108,19 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
                 {t: f"{value:.1f}" for t, value in percent.items()},
             )
             line("  paper", {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()})
-        of_gain = gain[gain.source == source]
-        ours, paper_gain = {}, {}
-        for row in of_gain.itertuples():
-            ours[row.target] = f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
-            paper_gain[row.target] = "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
-        line("gain [95 %]", {str(t): v for t, v in ours.items()})
-        line("  paper", {str(t): v for t, v in paper_gain.items()})
+        for (ours, over), group in gain[gain.source == source].groupby(
+            ["attack", "over"], sort=False
+        ):
+            found = {
+                row.target: f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
+                for row in group.itertuples()
+            }
+            printed = {
+                row.target: "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
+                for row in group.itertuples()
+            }
+            line(f"{ours.upper()} − {over.upper()} [95 %]", found)
+            line("  paper", printed)
         lines[first][0] = NAMES.get(str(source), str(source))
     return [
         [f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets), "mean"],
@@ -152,15 +155,16 @@ def values(cells: Sequence[Cell], name: str) -> str:
     return " ".join(f"{v} ({' '.join(dict.fromkeys(s))})" for v, s in of_value.items())
 
 
-def summary(gain: pd.DataFrame, pair: Sequence[str]) -> str:
-    """One sentence: how often and by how much the second attack beats the first."""
-    ours, paper = gain.gain, gain.paper_gain.dropna()
-    return (
-        f"{pair[1].upper()} against {pair[0].upper()}: higher on {(ours > 0).sum()} of {len(gain)} "
-        f"pairs ({(gain.ci_low > 0).sum()} with the interval above 0), lower on {(ours < 0).sum()} "
-        f"({(gain.ci_high < 0).sum()} below 0); mean gain {ours.mean():+.1f} points. "
-        f"Paper: higher on {(paper > 0).sum()} of {len(paper)}, mean gain {paper.mean():+.1f}."
-    )
+def summaries(gain: pd.DataFrame) -> list[str]:
+    """A sentence a pair and norm: how often and by how much one attack beats the other."""
+    return [
+        f"{ours.upper()} against {over.upper()}, {NAMES[norm]}: higher on {(g.gain > 0).sum()} of "
+        f"{len(g)} pairs ({(g.ci_low > 0).sum()} with the interval above 0), lower on "
+        f"{(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean gain {g.gain.mean():+.1f} "
+        f"points. Paper: higher on {(g.paper_gain > 0).sum()} of {g.paper_gain.notna().sum()}, "
+        f"mean gain {g.paper_gain.mean():+.1f}."
+        for (ours, over, norm), g in gain.groupby(["attack", "over", "norm"], sort=False)
+    ]
 
 
 def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
@@ -174,7 +178,7 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     gain = gains(cells, table.get("gain", []), paper)
     if len(gain):
         files[f"{name}_gain.csv"] = gain
-        remarks.append(summary(gain, table["gain"]))
+        remarks += summaries(gain)
     for file, frame in files.items():
         store.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
     halves = [layout(results, gain, norm) for norm in results.norm.unique()]

@@ -11,7 +11,7 @@ from irattack.errors import InputError, unknown
 from irattack.losses import LOSSES
 from irattack.models import zoo
 
-STARTS = ("auto", "random", "zero")
+STARTS = ("auto", "random", "zero", "noise")
 
 
 def number(value: Any, name: str = "value") -> float:
@@ -28,6 +28,7 @@ def number(value: Any, name: str = "value") -> float:
 def register_resolvers() -> None:
     """Makes ${number:…} and ${of_source:…} known to the configuration."""
     OmegaConf.register_new_resolver("number", number, replace=True)
+    OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver(
         "of_source", lambda benchmark, source, name: zoo.card(benchmark, source)[name], replace=True
     )
@@ -71,6 +72,10 @@ def check(cfg: DictConfig) -> None:
             f"grid={cfg.grid}: finer than the image, which has {size} x {size} pixels; "
             f"use grid={size} or less."
         )
+    if cfg.gamma is not None and not 0 < number(cfg.gamma, "gamma") <= 1:
+        raise InputError(f"gamma={cfg.gamma}: expected a factor in (0, 1], or null.")
+    if "backward" in cfg.attack:
+        check_skips(cfg)
     if cfg.loss not in LOSSES:
         raise unknown("loss", cfg.loss, LOSSES)
     if cfg.start not in STARTS:
@@ -81,3 +86,23 @@ def check(cfg: DictConfig) -> None:
         raise InputError(
             "device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto."
         )
+
+
+def check_skips(cfg: DictConfig) -> None:
+    """Raises InputError if SGM does not know the skip connections of the source."""
+    facts = zoo.card(cfg.benchmark.name, cfg.source)
+    for name in facts.get("members", [cfg.source]):
+        skip = zoo.card(cfg.benchmark.name, name).get("skip")
+        if not skip or (cfg.protocol.sgm == "authors" and "relus" not in skip):
+            able = [n for n in zoo.names(cfg.benchmark.name) if has_skips(cfg, n)]
+            raise InputError(
+                f"source={name}: attack={cfg.attack.name} with protocol={cfg.protocol.name} needs "
+                "skip connections that conf/model describes, and this source has none; use one of "
+                f"{', '.join(able)}."
+            )
+
+
+def has_skips(cfg: DictConfig, name: str) -> bool:
+    """Whether the yaml of a model describes its skip connections for the protocol's SGM."""
+    skip = zoo.card(cfg.benchmark.name, name).get("skip", {})
+    return "relus" in skip if cfg.protocol.sgm == "authors" else bool(skip)

@@ -21,6 +21,10 @@ def names(n: int) -> list[str]:
     return [f"image-{i}" for i in range(n)]
 
 
+def ir(lam: float, samples: int) -> Interaction:
+    return Interaction(lam=lam, samples=samples, cells=4, grid=4)
+
+
 def labels(model: nn.Module, x: Tensor) -> Tensor:
     return model(x).argmax(dim=1)
 
@@ -53,7 +57,7 @@ def test_pgd_reaches_the_optimum_of_a_linear_network(linear: nn.Module) -> None:
 def test_perturbations_stay_inside_ball_and_box(
     norm: Norm, smooth: nn.Module, images: Tensor
 ) -> None:
-    attack = Attack(norm, 12, interaction=Interaction(1.0, 3, 4, 4))
+    attack = Attack(norm, 12, interaction=ir(1.0, 3))
     for delta in run(attack, smooth, images):
         torch.testing.assert_close(norm.project(delta), delta)
         assert (images + delta).min() >= 0
@@ -63,15 +67,20 @@ def test_perturbations_stay_inside_ball_and_box(
 @pytest.mark.parametrize("norm", NORMS)
 def test_lam_zero_is_pgd_bit_for_bit(norm: Norm, smooth: nn.Module, images: Tensor) -> None:
     pgd = run(Attack(norm, 5), smooth, images)
-    ir = run(Attack(norm, 5, interaction=Interaction(0.0, 3, 4, 4)), smooth, images)
-    assert torch.equal(pgd, ir)
+    zero = run(Attack(norm, 5, interaction=ir(0.0, 3)), smooth, images)
+    assert torch.equal(pgd, zero)
     assert not torch.equal(
-        pgd, run(Attack(norm, 5, interaction=Interaction(1.0, 3, 4, 4)), smooth, images)
+        pgd,
+        run(
+            Attack(norm, 5, interaction=ir(1.0, 3)),
+            smooth,
+            images,
+        ),
     )
 
 
 def test_interaction_of_all_cells_is_exactly_zero(smooth: nn.Module, images: Tensor) -> None:
-    interaction = Interaction(1.0, 1, 16, 4)
+    interaction = Interaction(lam=1.0, samples=1, cells=16, grid=4)
     delta = 0.1 * torch.randn_like(images)
     terms = interaction.terms(delta, names(len(images)), 1, AllCells(0))
     g = gradient(smooth, images, delta, labels(smooth, images), terms, 64)
@@ -81,7 +90,7 @@ def test_interaction_of_all_cells_is_exactly_zero(smooth: nn.Module, images: Ten
 @pytest.mark.parametrize("loss", [cross_entropy, margin_loss])
 def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss: object) -> None:
     lam, samples = 0.7, 5
-    interaction = Interaction(lam, samples, cells=4, grid=4)
+    interaction = ir(lam, samples)
     attack = Attack(NORMS[0], 1, loss=loss, interaction=interaction)  # type: ignore[arg-type]
     delta = (0.1 * torch.randn_like(images)).requires_grad_()
     y, ids, draws = labels(smooth, images), names(len(images)), Draws(3)
@@ -111,11 +120,11 @@ def test_interaction_gradient_is_skipped_where_delta_is_zero(
 ) -> None:
     delta = 0.1 * torch.randn_like(images)
     delta[2] = 0
-    terms = Interaction(1.0, 3, 4, 4).terms(delta, names(len(images)), 1, Draws(0))
+    terms = ir(1.0, 3).terms(delta, names(len(images)), 1, Draws(0))
     g = gradient(smooth, images, delta, labels(smooth, images), terms, 64)
     assert g[2].eq(0).all()
     assert not g[1].eq(0).any()
-    assert Interaction(1.0, 3, 4, 4).terms(delta * 0, names(len(images)), 1, Draws(0)) == []
+    assert ir(1.0, 3).terms(delta * 0, names(len(images)), 1, Draws(0)) == []
 
 
 @pytest.mark.parametrize("batch", [1, 7, 64])
@@ -124,7 +133,12 @@ def test_batch_size_does_not_matter(batch: int, norm: Norm, smooth: nn.Module) -
     x = torch.randint(0, 256, (64, 3, 8, 8), generator=torch.Generator().manual_seed(2)) / 255.0
     x, ids = x.double(), names(64)
     y = labels(smooth, x)
-    attack = Attack(norm, 4, interaction=Interaction(0.5, 3, 4, 4), accumulate=Momentum(1.0))
+    attack = Attack(
+        norm,
+        4,
+        interaction=ir(0.5, 3),
+        accumulate=Momentum(1.0),
+    )
     start = 0.01 * torch.randn_like(x)
 
     def attacked(size: int, micro_batch: int) -> Tensor:
@@ -178,8 +192,8 @@ def test_cells_cover_the_image_evenly(grid: int, size: int) -> None:
 def test_momentum_is_the_published_rule(images: Tensor) -> None:
     m, g = torch.randn_like(images), torch.randn_like(images)
     expected = 0.9 * m[4] + g[4] / g[4].abs().sum()
-    torch.testing.assert_close(Momentum(0.9)(m, g)[4], expected)
-    assert Momentum(0.9)(m * 0, g * 0).eq(0).all()
+    torch.testing.assert_close(Momentum(0.9)(m, g, 3)[4], expected)
+    assert Momentum(0.9)(m * 0, g * 0, 1).eq(0).all()
 
 
 @pytest.mark.parametrize("norm", NORMS)
@@ -188,7 +202,12 @@ def test_zero_gradient_gives_no_nan(norm: Norm, images: Tensor) -> None:
         def forward(self, x: Tensor) -> Tensor:
             return 0 * x.flatten(1)[:, :4] + torch.arange(4.0).double()
 
-    attack = Attack(norm, 4, interaction=Interaction(1.0, 2, 4, 4), accumulate=Momentum(1.0))
+    attack = Attack(
+        norm,
+        4,
+        interaction=ir(1.0, 2),
+        accumulate=Momentum(1.0),
+    )
     out = run(attack, Constant(), images)
     assert out.eq(0).all()
 

@@ -10,7 +10,7 @@ from irattack.errors import InputError
 def test_splits_are_disjoint_regions() -> None:
     for name in photos.CLASSES:
         seen = np.zeros(photos.photograph(name).shape[:2], int)
-        rows, columns = (size // photos.BLOCK + 1 for size in seen.shape)
+        rows, columns = (seen.shape[axis] // photos.BLOCK + 1 for axis in (0, 1))
         for row in range(rows):
             for column in range(columns):
                 assert photos.split_of(row, column) in photos.SPLITS

@@ -1,6 +1,7 @@
 """What makes any classifier an attackable model: its normalisation and input size are inside it."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +15,23 @@ class Network(nn.Module):
         body: maps normalised images (B, 3, size, size) to logits (B, classes).
         mean, std: per-channel constants of the normalisation, in units of [0, 1] images.
         size: input side in pixels; images of another size are resized bilinearly.
+        skip: what SGM needs to know of the skip connections; None if there are none.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, body: nn.Module, mean: Sequence[float], std: Sequence[float], size: int):
+    def __init__(
+        self,
+        body: nn.Module,
+        mean: Sequence[float],
+        std: Sequence[float],
+        size: int,
+        skip: dict[str, Any] | None = None,
+    ):
         super().__init__()
         self.body = body
+        self.skip = skip
         self.size = size
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)

@@ -59,7 +59,7 @@ def build(benchmark: str, name: str, pretrained: bool = True) -> nn.Module:
     if "members" in facts:
         return Ensemble([build(benchmark, member) for member in facts["members"]]).eval()
     body = get_method(facts["factory"])(facts["classes"])
-    model = Network(body, facts["mean"], facts["std"], facts["size"])
+    model = Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"))
     if not pretrained:
         return model
     path, expected = weights(benchmark, name)

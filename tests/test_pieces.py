@@ -1,0 +1,322 @@
+"""The pieces: their neutral values give the plain attack, and each is what its paper defines."""
+
+from collections.abc import Iterator
+from itertools import product
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra import compose, initialize_config_dir
+from hydra.utils import instantiate
+from scipy.stats import norm as normal
+from timm.models.resnet import BasicBlock
+from torch import Tensor, nn
+from torchvision.models.densenet import DenseNet
+from torchvision.models.resnet import BasicBlock as TorchBasicBlock
+from torchvision.models.resnet import ResNet
+
+from irattack.attack import Attack, perturbations
+from irattack.errors import InputError
+from irattack.models import zoo
+from irattack.norms import L2, Linf, Norm
+from irattack.pieces import (
+    GaussianKernel,
+    GaussianNoise,
+    Interaction,
+    MaskedLoss,
+    Momentum,
+    ResizeAndPad,
+)
+from irattack.pipeline import plain
+from irattack.randomness import Draws
+from irattack.settings import register_resolvers
+from irattack.skip import SkipGradient
+
+NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
+
+
+def run(attack: Attack, model: nn.Module, x: Tensor) -> Tensor:
+    y = model(x).argmax(dim=1)
+    ids = [f"image-{i}" for i in range(len(x))]
+    start = torch.zeros_like(x) + 1e-3
+    return torch.stack(list(perturbations(attack, model, x, y, ids, Draws(0), start=start)))
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_neutral_values_give_pgd(norm: Norm, smooth: nn.Module, images: Tensor) -> None:
+    pgd = run(Attack(norm, 5), smooth, images)
+    exact = [
+        Attack(norm, 5, smooth=GaussianKernel(1)),
+        Attack(norm, 5, transform=ResizeAndPad(probability=0)),
+        Attack(norm, 5, accumulate=Momentum(0.0)),
+        Attack(norm, 5, interaction=Interaction(lam=0, samples=2, cells=2, grid=4)),
+    ]
+    for attack in exact:
+        assert torch.equal(run(attack, smooth, images), pgd)
+    still = Attack(norm, 5, samples=GaussianNoise(3, 0.0))
+    torch.testing.assert_close(run(still, smooth, images), pgd, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_every_piece_changes_the_attack(norm: Norm, smooth: nn.Module, images: Tensor) -> None:
+    pieces = [
+        {},
+        {"smooth": GaussianKernel(5)},
+        {"transform": ResizeAndPad()},
+        {"accumulate": Momentum(1.0)},
+        {"samples": GaussianNoise(3, 0.1)},
+        {"interaction": Interaction(lam=1, samples=2, cells=2, grid=4)},
+        {"masked": MaskedLoss(samples=2, cells=4, grid=4), "classify": False},
+    ]
+    found = [run(Attack(norm, 4, **piece), smooth, images) for piece in pieces]  # type: ignore[arg-type]
+    assert all(not torch.equal(a, b) for i, a in enumerate(found) for b in found[:i])
+
+
+def test_kernel_is_the_published_one() -> None:
+    density = normal.pdf(torch.linspace(-3, 3, 15).numpy())
+    kernel = torch.from_numpy(density[:, None] * density[None])
+    kernel /= kernel.sum()
+    impulse = torch.zeros(1, 3, 31, 31, dtype=torch.float64)
+    impulse[..., 15, 15] = 1
+    found = GaussianKernel(15)(impulse)[0, 1, 8:23, 8:23]
+    torch.testing.assert_close(found, kernel, rtol=1e-6, atol=1e-9)
+
+
+def test_revised_momentum_is_the_running_mean(images: Tensor) -> None:
+    gradients = [torch.randn_like(images) for _ in range(4)]
+    m = torch.zeros_like(images)
+    for step, g in enumerate(gradients, start=1):
+        m = Momentum(rule="revised")(m, g, step)
+    torch.testing.assert_close(m, torch.stack(gradients).mean(dim=0))
+
+
+def test_variance_reduction_is_the_mean_over_its_noise(smooth: nn.Module, images: Tensor) -> None:
+    from irattack.objective import gradient
+
+    attack, ids = Attack(NORMS[0], 1, samples=GaussianNoise(4, 0.1)), list("abcdefghi")
+    y = smooth(images).argmax(dim=1)
+    delta = 0.05 * torch.randn_like(images)
+    ours = gradient(smooth, images, delta, y, attack.terms(delta, ids, 2, Draws(5)), 7)
+    noise = 0.1 * Draws(5).normal(ids, 2, "noise", (4, 3, 16, 16)).double()
+    d = delta.requires_grad_()
+    loss = torch.zeros(())
+    for k in range(4):
+        noisy = smooth(images + d + noise[:, k])
+        loss = loss + F.cross_entropy(noisy, y, reduction="sum") / 4
+    torch.testing.assert_close(ours, torch.autograd.grad(loss, d)[0])
+
+
+def test_masked_loss_is_its_definition(smooth: nn.Module, images: Tensor) -> None:
+    from irattack.objective import gradient, to_pixels
+
+    piece, ids = MaskedLoss(samples=3, cells=4, grid=4), list("abcdefghi")
+    attack = Attack(NORMS[0], 1, classify=False, masked=piece)
+    y = smooth(images).argmax(dim=1)
+    delta = 0.05 * torch.randn_like(images)
+    ours = gradient(smooth, images, delta, y, attack.terms(delta, ids, 2, Draws(5)), 7)
+    masks = to_pixels(Draws(5).subsets(ids, 2, 3, 4, 4), 16, 16)[:, :, None].double()
+    d = delta.requires_grad_()
+    loss = torch.zeros(())
+    for k, keep in product(range(3), (True, False)):
+        mask = masks[:, k] if keep else 1 - masks[:, k]
+        loss = loss + F.cross_entropy(smooth(images + mask * d), y, reduction="sum") / 6
+    torch.testing.assert_close(ours, torch.autograd.grad(loss, d)[0])
+
+
+def test_resize_and_pad() -> None:
+    images, draws = torch.rand(6, 3, 32, 32), torch.rand(6, 4)
+    out = ResizeAndPad(1.0)(images, draws)
+    assert out.shape == images.shape
+    assert not torch.equal(out, images)
+    for i in range(6):
+        alone = ResizeAndPad(1.0)(images[i : i + 1], draws[i : i + 1])
+        assert torch.equal(alone[0], out[i])
+    untouched = draws[:, 0] >= 0.5
+    assert torch.equal(ResizeAndPad(0.5)(images, draws)[untouched], images[untouched])
+
+
+# --- SGM -----------------------------------------------------------------------------------------
+
+
+class ScaleGradient(torch.autograd.Function):
+    """Identity forward, γ backward: the explicit rewriting of a branch."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, gamma: float) -> Tensor:  # type: ignore[no-untyped-def]
+        ctx.gamma = gamma
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g: Tensor):  # type: ignore[no-untyped-def]
+        return ctx.gamma * g, None
+
+
+class RewrittenBlock(nn.Module):
+    """torchvision's basic block with its branch scaled explicitly."""
+
+    def __init__(self, block: TorchBasicBlock, gamma: float):
+        super().__init__()
+        self.block, self.gamma = block, gamma
+
+    def forward(self, x: Tensor) -> Tensor:
+        b = self.block
+        branch = b.bn2(b.conv2(F.relu(b.bn1(b.conv1(x)))))
+        shortcut = x if b.downsample is None else b.downsample(x)
+        return F.relu(ScaleGradient.apply(branch, self.gamma) + shortcut)
+
+
+def input_gradient(model: nn.Module, x: Tensor) -> Tensor:
+    x = x.clone().requires_grad_()
+    return torch.autograd.grad(model(x)[:, 0].sum(), x)[0]
+
+
+def test_sgm_is_the_gradient_of_the_rewritten_resnet() -> None:
+    torch.manual_seed(0)
+    net = ResNet(TorchBasicBlock, [1, 2, 1, 1], num_classes=4).double().eval()
+    x = torch.rand(2, 3, 32, 32).double()
+    plain_gradient = input_gradient(net, x)
+    facts = {"branches": r"layer\d\.\d+\.bn2$", "gamma": 0.3}
+    with SkipGradient(facts=facts)(net):
+        ours = input_gradient(net, x)
+    torch.testing.assert_close(input_gradient(net, x), plain_gradient, rtol=0, atol=0)
+    for layer in (net.layer1, net.layer2, net.layer3, net.layer4):
+        for i, block in enumerate(layer):
+            layer[i] = RewrittenBlock(block, 0.3)
+    torch.testing.assert_close(ours, input_gradient(net, x))
+    assert not torch.allclose(ours, plain_gradient)
+
+
+def test_sgm_is_the_gradient_of_the_rewritten_densenet() -> None:
+    torch.manual_seed(0)
+    net = DenseNet(4, (2, 2, 2, 2), 8, num_classes=4).double().eval()
+    x = torch.rand(2, 3, 32, 32).double()
+    facts = {"branches": r"features\.denseblock\d+\.denselayer\d+\.conv2$", "gamma": 0.3}
+    with SkipGradient(facts=facts)(net):
+        ours = input_gradient(net, x)
+
+    class Scaled(nn.Module):
+        def __init__(self, conv: nn.Module):
+            super().__init__()
+            self.conv = conv
+
+        def forward(self, x: Tensor) -> Tensor:
+            return ScaleGradient.apply(self.conv(x), 0.3)
+
+    for name, module in net.named_modules():
+        if "denselayer" in name and hasattr(module, "conv2"):
+            module.conv2 = Scaled(module.conv2)
+    torch.testing.assert_close(ours, input_gradient(net, x))
+
+
+@pytest.mark.parametrize(
+    "name", [n for n in zoo.names("photos") if zoo.card("photos", n).get("skip")] + ["ensemble"]
+)
+def test_sgm_on_every_small_network(name: str) -> None:
+    model = zoo.build("photos", name)
+    x = torch.rand(2, 3, 32, 32)
+    before = input_gradient(model, x)
+    with SkipGradient(gamma=1.0)(model):
+        assert torch.equal(input_gradient(model, x), before)
+    with SkipGradient()(model):
+        during = input_gradient(model, x)
+    assert not torch.allclose(during, before, rtol=1e-2)
+    assert torch.equal(input_gradient(model, x), before)
+    with pytest.raises(ZeroDivisionError), SkipGradient()(model):
+        _ = 1 / 0
+    assert torch.equal(input_gradient(model, x), before)
+
+
+def test_sgm_reaches_every_branch_once() -> None:
+    for name, blocks in {"resnet34": 8, "resnet152": 13, "densenet121": 17, "senet154": 12}.items():
+        model = zoo.build("photos", name)
+        pattern = zoo.card("photos", name)["skip"]["branches"]
+        from irattack.skip import named
+
+        assert len(named(model.body, pattern)) == blocks  # type: ignore[arg-type]
+    assert BasicBlock.expansion == 1
+
+
+def test_sgm_refuses_what_it_does_not_know(smooth: nn.Module) -> None:
+    with pytest.raises(InputError, match="skip connections"), SkipGradient()(smooth):
+        pass
+    facts = {"branches": "nothing", "gamma": 0.5}
+    with (
+        pytest.raises(InputError, match=r"no module .* matches"),
+        SkipGradient(facts=facts)(smooth),
+    ):
+        pass
+
+
+# --- named attacks -------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def config() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        yield
+
+
+def composed(*overrides: str) -> Attack:
+    settings = plain(compose("config", overrides=["steps=3", *overrides]).attack)
+    settings.pop("name")
+    settings.pop("pieces", None)
+    return instantiate(settings)
+
+
+def test_hybridir_with_neutral_values_is_pgd(config: None) -> None:
+    model = zoo.build("photos", "resnet34").double()
+    x = torch.rand(4, 3, 32, 32).double()
+    hybrid = composed(
+        "attack=hybridir", "lam=0", "gamma=1", "attack.accumulate.mu=0", "attack.samples.sigma=0"
+    )
+    torch.testing.assert_close(
+        run(hybrid, model, x), run(composed("attack=pgd"), model, x), rtol=0, atol=1e-10
+    )
+
+
+def test_noise_lies_on_the_surface_of_the_ball(config: None) -> None:
+    x = torch.full((5, 3, 32, 32), 0.5)
+    model = zoo.build("photos", "alexnet")
+    y, ids = torch.zeros(5, dtype=torch.long), list("abcde")
+    for norm in ("linf", "l2"):
+        attack = composed("attack=noise", f"norm={norm}", "eps=16/255")
+        (delta,) = perturbations(attack, model, x, y, ids, Draws(0))
+        if norm == "linf":
+            torch.testing.assert_close(delta.abs(), torch.full_like(x, 16 / 255))
+        else:
+            lengths = delta.flatten(1).norm(dim=1)
+            torch.testing.assert_close(lengths, torch.full((5,), 16 / 255 * 3072**0.5))
+
+
+def test_singlestep_is_one_long_step(config: None) -> None:
+    attack = composed("attack=singlestep", "steps=3", "eps=1")
+    assert attack.steps == 1
+    assert attack.norm.step_size == pytest.approx(6 / 255)  # type: ignore[attr-defined]
+
+
+def test_protocol_authors_sets_every_value(config: None) -> None:
+    attack = composed("attack=hybridir", "protocol=authors")
+    assert attack.record == "before"
+    assert attack.samples is not None
+    assert attack.samples.reduction == "sum"
+    assert attack.backward is not None
+    assert attack.backward.rule == "authors"
+    assert attack.interaction is not None
+    assert attack.interaction.replacement
+    assert attack.interaction.border == "uncovered"
+    assert not attack.interaction.skip_at_zero
+
+
+def test_an_uncovered_border_is_in_no_set() -> None:
+    piece = Interaction(lam=1, samples=2, cells=9, grid=3, border="uncovered")
+    delta = torch.ones(1, 3, 16, 16)
+    _, inside, outside = piece.terms(delta, ["a"], 1, Draws(0))
+    from irattack.objective import to_pixels
+
+    pixels = [to_pixels(t.sets, 16, 16, t.side)[0, 0] for t in (inside, outside)]  # type: ignore[arg-type]
+    assert pixels[0][:15, :15].all()
+    assert not pixels[0][15:].any()
+    assert not pixels[1][:15, :15].any()
+    assert pixels[1][15:].all()
+    assert pixels[1][:, 15:].all()
