@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from irattack.losses import cross_entropy
 from irattack.norms import Norm
-from irattack.objective import Term, Value, gradient
+from irattack.objective import Term, Transform, Value, gradient
 from irattack.pieces import (
     GaussianKernel,
     GaussianNoise,
     Interaction,
     MaskedLoss,
     Momentum,
-    ResizeAndPad,
 )
 from irattack.randomness import Draws
 from irattack.skip import SkipGradient
@@ -62,7 +61,7 @@ class Attack:
     classify: bool = True
     masked: MaskedLoss | None = None
     samples: GaussianNoise | None = None
-    transform: ResizeAndPad | None = None
+    transform: Transform | None = None
     backward: SkipGradient | None = None
     smooth: GaussianKernel | None = None
     accumulate: Momentum = field(default_factory=Momentum)

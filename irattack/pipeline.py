@@ -103,10 +103,11 @@ class Cell:
 
 
 def attack_name(name: str, pieces: Iterable[str]) -> str:
-    """The name of an attack: its yaml's, or its pieces' if the command line chose others."""
+    """The name of an attack: its yaml's, and the pieces that the command line adds to it."""
     (*_, last) = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
-    own = set(last["/piece"]) if OmegaConf.is_dict(last) else set()
-    return name if own == set(pieces) else "+".join(sorted(pieces) or ["pgd"])
+    own = last["/piece"] if OmegaConf.is_dict(last) else []
+    added = sorted(set(pieces) - set(own))
+    return "+".join(added if name == "pgd" and added else [name, *added])
 
 
 def device(cfg: DictConfig) -> torch.device:

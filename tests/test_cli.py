@@ -172,7 +172,10 @@ def test_an_unwritable_folder_is_a_sentence(run: Run) -> None:
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
-    process = spawn(tmp_path, "attack=ir", "steps=500", "threads=1")
+    def listen() -> None:  # a test run in the background ignores SIGINT, and so would its child
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    process = spawn(tmp_path, "attack=ir", "steps=500", "threads=1", preexec_fn=listen)
     deadline = time.monotonic() + 120
     while not list(tmp_path.rglob("config.yaml")) and time.monotonic() < deadline:
         time.sleep(0.1)

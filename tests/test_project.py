@@ -111,6 +111,17 @@ def test_key_changes_with_everything_that_changes_the_numbers() -> None:
     assert key("output=elsewhere", "targets=secured", "device=cpu") == key()
 
 
+def test_added_pieces_are_named() -> None:
+    names = {
+        "pgd": [],
+        "ir+mi": ["+piece=[mi,ir]"],
+        "ti": ["attack=ti"],
+        "noise+ir": ["attack=noise", "+piece=[ir]"],
+    }
+    for name, overrides in names.items():
+        assert Cell(compose("config", overrides=overrides)).name == name
+
+
 def test_fractions() -> None:
     assert number("8/255") == 8 / 255
     assert number(" 2 / 255") == 2 / 255

@@ -1,0 +1,32 @@
+"""The worked example of CONTRIBUTING.md, run as written in a copy of the project."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_the_example_runs_as_written(tmp_path: Path) -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    for folder in ("irattack", "conf"):
+        shutil.copytree(ROOT / folder, tmp_path / folder)
+    files = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", text, re.S)
+    assert [name for _, name in files] == ["scaling.py", "conf/attack/si.yaml"]
+    for content, name in files:
+        (tmp_path / name).write_text(content)
+    (command,) = re.findall(r"```sh\npython (.*?)\n```", text, re.S)
+    for extra in ([], ["+piece=[ir]"]):
+        done = subprocess.run(
+            [sys.executable, *command.split(), *extra, "threads=1"],
+            cwd=tmp_path,
+            capture_output=True,
+            text=True,
+            env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+            timeout=300,
+        )
+        assert done.returncode == 0, done.stderr
+        assert re.search(r"resnet34\s+\S+\s+linf\s+vgg16\s+16\s+[\d.]+", done.stdout)
