@@ -13,6 +13,7 @@ from irattack.pipeline import Cell, rows
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
 COLUMNS = [*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"]
+LATEX = {ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"}
 NAMES = {
     "alexnet": "AlexNet",
     "vgg16": "VGG-16",
@@ -197,6 +198,7 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     markdown = "\n\n".join([f"# {title}", text("github"), *remarks])
     store.write_text(folder / f"{name}.md", markdown + "\n")
     latex = "\n".join([f"% {line}" for line in [title, *remarks]])
-    store.write_text(folder / f"{name}.tex", f"{latex}\n{text('latex_booktabs')}\n")
+    latex += "\n" + text("latex_booktabs").translate(LATEX) + "\n"
+    store.write_text(folder / f"{name}.tex", latex)
     where = f"Written to {folder}: {', '.join([*files, f'{name}.md', f'{name}.tex'])}"
     return "\n\n".join([title, text("simple"), *remarks, where])
