@@ -11,7 +11,7 @@ EXTRA ?=
 
 TABLES := $(basename $(notdir $(wildcard conf/table/*.yaml)))
 
-.PHONY: help setup test lint clean train-photos tune-photos reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: help setup test lint clean train-photos reproduce-all $(TABLES:%=reproduce-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -36,7 +36,7 @@ clean: ## remove outputs and caches; .venv stays
 	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
 
 train-photos: setup ## retrain the networks of benchmark=photos and report their accuracy
-	$(RUN) -m irattack.train $(EXTRA)
+	$(RUN) -m scripts.train_photos $(EXTRA)
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
 	$(RUN) -m irattack.reproduce $* $(EXTRA)

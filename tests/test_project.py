@@ -69,7 +69,7 @@ def test_weights_are_small_and_accurate() -> None:
 
 
 def test_reported_accuracy_is_that_of_the_weights() -> None:
-    from irattack.train import accuracy
+    from scripts.train_photos import accuracy
 
     card = json.loads(zoo.weights("photos", "alexnet")[0].with_suffix(".json").read_text())
     found = accuracy(zoo.build("photos", "alexnet"), "test")
@@ -126,3 +126,20 @@ def test_fractions() -> None:
     assert number("8/255") == 8 / 255
     assert number(" 2 / 255") == 2 / 255
     assert number("1e-3") == 1e-3
+
+
+def test_training_writes_weights_and_their_card(tmp_path: Path) -> None:
+    """A few steps of a plain and of a secured network, as `make train-photos` runs them."""
+    from scripts.train_photos import train
+
+    threads = torch.get_num_threads()
+    for name in ("alexnet", "inception_v3_ens3"):
+        options = ["steps=2", "batch=8", f"output={tmp_path}"]
+        train(name, compose("train", overrides=options))
+        card = json.loads((tmp_path / f"{name}.json").read_text())
+        path = tmp_path / f"{name}.safetensors"
+        assert card["sha256"] == zoo.sha256(path)
+        assert 0 <= card["test_accuracy"] <= 1
+        shipped = zoo.weights("photos", name)[0]
+        assert abs(path.stat().st_size - shipped.stat().st_size) < 100
+    torch.set_num_threads(threads)

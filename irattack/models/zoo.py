@@ -1,6 +1,5 @@
 """Builds a model by name: its facts stand in conf/model/<benchmark>/<name>.yaml."""
 
-import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -12,14 +11,10 @@ from torch import nn
 
 from irattack.errors import InputError, unknown
 from irattack.models.network import Ensemble, Network
+from irattack.store import sha256
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def names(benchmark: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Trains the small networks of the photos benchmark and reports their accuracy.
 
 Run by `make train-photos`. The settings stand in conf/train.yaml; the weights go to
-irattack/weights/photos as safetensors, with their hashes and accuracies in weights.json.
+irattack/weights/photos as safetensors, each with its hash and accuracies in a .json beside it.
 """
 
 import json
@@ -19,7 +19,8 @@ from torch import Tensor
 
 from irattack.data import photos
 from irattack.models import Network
-from irattack.models.zoo import WEIGHTS, build, sha256
+from irattack.models.zoo import CONF, build
+from irattack.store import sha256
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +101,8 @@ def train(name: str, cfg: DictConfig) -> None:
         optimiser.step()
         schedule.step()
     model.eval()
-    path = WEIGHTS / "photos" / f"{name}.safetensors"
+    path = Path(cfg.output) / f"{name}.safetensors"
+    path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in model.body.state_dict().items()}
     save_file(state, path)
     report: dict[str, object] = {"sha256": sha256(path), "kilobytes": path.stat().st_size // 1000}
@@ -111,7 +113,7 @@ def train(name: str, cfg: DictConfig) -> None:
     path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
 
 
-@hydra.main(config_path="../conf", config_name="train", version_base="1.3")
+@hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")
 def main(cfg: DictConfig) -> None:
     """Trains every network of `networks`, the secured ones after their teachers."""
     OmegaConf.resolve(cfg)
@@ -124,12 +126,12 @@ def main(cfg: DictConfig) -> None:
             jobs = {name: pool.apply_async(train, (name, cfg)) for name in names}
             for name, job in jobs.items():
                 job.get()
-                log.info("%s %s", name, report(name))
+                log.info("%s %s", name, report(Path(cfg.output) / f"{name}.json"))
 
 
-def report(name: str) -> str:
+def report(path: Path) -> str:
     """One line on a trained network: held-out accuracy, median confidence, size."""
-    card = json.loads(Path(WEIGHTS / "photos" / f"{name}.json").read_text())
+    card = json.loads(path.read_text())
     return (
         f"validation {card['val_accuracy']:.1%} test {card['test_accuracy']:.1%} "
         f"median p_y {card['test_confidence']:.2f}, {card['kilobytes']} kB"
