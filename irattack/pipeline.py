@@ -231,26 +231,40 @@ def device_name(cfg: DictConfig) -> str:
 
 @torch.no_grad()
 def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> None:
-    """Margins of every step on the targets: reads the step cache once, writes (T, N) a target."""
+    """Margins of every step on the targets: reads the step cache once, writes (T, N) a target.
+
+    Beside them go the L2 lengths of the perturbations, in units of [0, 1] images, and the
+    probability p_y that the source gives to the true class of each clean image, (N,).
+    """
     cfg = cell.cfg
-    models = {name: cell.build(name) for name in targets}
-    margins: dict[str, list[np.ndarray]] = {name: [] for name in targets}
+    source, models = cell.build(cfg.source), {name: cell.build(name) for name in targets}
+    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths", "confidence")}
     shards = list(cell.shards(images))
     total = len(shards) * cfg.attack.steps
     with tqdm(total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False) as bar:
         for path, part in shards:
-            y = torch.from_numpy(part.labels).to(device(cfg))
-            rows: dict[str, list[np.ndarray]] = {name: [] for name in targets}
+            clean = to_device(part.pixels, cfg)
+            y = torch.from_numpy(part.labels).to(clean.device)
+            probability = source(clean).softmax(dim=1).gather(1, y[:, None])[:, 0]
+            parts["confidence"].append(probability.cpu().numpy())
+            measured: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths")}
             for frame in steps.read_shard(path, part.pixels):
                 x = to_device(frame, cfg)
+                measured["lengths"].append((x - clean).flatten(1).norm(dim=1).cpu().numpy())
                 for name, model in models.items():
-                    rows[name].append(margin(model(x), y).cpu().numpy())
+                    measured[name].append(margin(model(x), y).cpu().numpy())
                 bar.update()
-            for name in targets:
-                margins[name].append(np.stack(rows[name]))
+            for name, values in measured.items():
+                parts[name].append(np.stack(values))
+    whole = {name: np.concatenate(values, axis=-1) for name, values in parts.items()}
     for name in targets:
         path = cell.margins_path(name)
-        store.write_array(path, np.concatenate(margins[name], axis=1))
+        store.write_arrays(
+            path,
+            margins=whole[name],
+            lengths=whole["lengths"],
+            confidence=whole["confidence"],
+        )
         store.write_json(path.with_suffix(".json"), result(cell, name))
 
 
@@ -262,8 +276,10 @@ def result_facts(cell: Cell, target: str) -> dict[str, Any]:
 def result(cell: Cell, target: str) -> dict[str, Any]:
     """The record of one cell on one target, from its margins on disk."""
     path = cell.margins_path(target)
-    margins = store.read_array(path)
+    arrays = store.read_arrays(path)
+    margins, lengths = arrays["margins"], arrays["lengths"]
     rate, low, high = evaluation.rate_interval(evaluation.transferred(margins))
+    chosen = evaluation.chosen_steps(margins > 0)
     return {
         **result_facts(cell, target),
         "source": cell.cfg.source,
@@ -275,6 +291,9 @@ def result(cell: Cell, target: str) -> dict[str, Any]:
         "success_rate_percent": rate,
         "ci_low": low,
         "ci_high": high,
+        "last_step_percent": 100 * float((margins[-1] > 0).mean()),
+        "mean_l2": float(lengths[chosen, np.arange(len(chosen))].mean()),
+        "source_confidence": float(np.median(arrays["confidence"])),
         "margins": path.name,
         "margins_sha256": store.sha256(path),
         "config": plain(cell.cfg),
@@ -308,9 +327,14 @@ def run(cell: Cell) -> pd.DataFrame:
     return rows(cell)
 
 
+ROW = [
+    *("source", "attack", "norm", "target", "n", "success_rate_percent", "ci_low", "ci_high"),
+    *("last_step_percent", "mean_l2", "source_confidence"),
+]
+
+
 def rows(cell: Cell) -> pd.DataFrame:
-    """The results of a cell: source, attack, norm, target, n, success rate and interval."""
+    """The results of a cell, one row a target, with the columns of ROW."""
     records = [store.read_json(cell.margins_path(t).with_suffix(".json")) for t in cell.targets]
-    columns = ["source", "attack", "norm", "target_name", "n", "success_rate_percent"]
-    frame = pd.DataFrame([r for r in records if r is not None])[[*columns, "ci_low", "ci_high"]]
-    return frame.rename(columns={"target_name": "target"}).assign(attack=cell.method)
+    frame = pd.DataFrame([record for record in records if record is not None])
+    return frame.assign(attack=cell.method, target=frame.target_name)[ROW]

@@ -64,7 +64,7 @@ def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | No
     Columns: attack, over, source, norm, target, n, gain, ci_low, ci_high (paired over images),
     paper_gain.
     """
-    by_name = {(cell.name, cell.cfg.source, cell.norm): cell for cell in cells}
+    by_name = {(cell.method, cell.cfg.source, cell.norm): cell for cell in cells}
     paper = paper_rates(table).set_index(CELL)["paper_percent"]
     records = []
     for baseline, ours in pairs:
@@ -73,10 +73,9 @@ def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | No
                 continue
             both = (by_name[ours, source, norm], cell)
             for target in cell.targets:
-                success = [
-                    evaluation.transferred(store.read_array(c.margins_path(target))) for c in both
-                ]
-                percent = [paper.get((source, c.name, norm, target), float("nan")) for c in both]
+                measured = [store.read_arrays(c.margins_path(target)) for c in both]
+                success = [evaluation.transferred(arrays["margins"]) for arrays in measured]
+                percent = [paper.get((source, c.method, norm, target), float("nan")) for c in both]
                 gain = evaluation.gain_interval(*success)
                 where = (ours, baseline, source, norm, target, len(success[0]))
                 records.append((*where, *gain, percent[0] - percent[1]))
@@ -103,11 +102,7 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
         for attack, group in of_source.groupby("attack", sort=False):
             percent = dict(zip(group.target, group.success_rate_percent, strict=True))
             paper = dict(zip(group.target, group.paper_percent, strict=True))
-            name, _, rest = str(attack).partition(" ")
-            line(
-                f"{name.upper()} {rest}".strip(),
-                {t: f"{value:.1f}" for t, value in percent.items()},
-            )
+            line(method_name(attack), {t: f"{value:.1f}" for t, value in percent.items()})
             line("  paper", {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()})
         for (ours, over), group in gain[gain.source == source].groupby(
             ["attack", "over"], sort=False
@@ -120,13 +115,30 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
                 row.target: "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
                 for row in group.itertuples()
             }
-            line(f"{ours.upper()} − {over.upper()} [95 %]", found)
+            line(f"{method_name(ours)} − {method_name(over)} [95 %]", found)
             line("  paper", printed)
         lines[first][0] = NAMES.get(str(source), str(source))
     return [
         [f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets), "mean"],
         *lines,
     ]
+
+
+def overview(results: pd.DataFrame) -> list[list[str]]:
+    """A line a source and method: means over the targets, instead of a column a target."""
+    keys = ["source", "norm", "attack"]
+    columns = ["success_rate_percent", "last_step_percent", "mean_l2", "source_confidence"]
+    means = results.groupby(keys, sort=False)[columns].mean().reset_index()
+    names = ["source", "norm", "method", "success %", "at last step %", "mean L2", "median p_y"]
+    lines = [
+        [
+            *(NAMES.get(row.source, row.source), NAMES[row.norm], method_name(row.attack)),
+            *(f"{row.success_rate_percent:.1f}", f"{row.last_step_percent:.1f}"),
+            *(f"{row.mean_l2:.2f}", f"{row.source_confidence:.2f}"),
+        ]
+        for row in means.itertuples()
+    ]
+    return [names, *lines]
 
 
 def caption(cells: Sequence[Cell]) -> str:
@@ -158,21 +170,37 @@ def values(cells: Sequence[Cell], name: str) -> str:
 
 def summaries(gain: pd.DataFrame) -> list[str]:
     """A sentence a pair and norm: how often and by how much one attack beats the other."""
-    return [
-        f"{ours.upper()} against {over.upper()}, {NAMES[norm]}: higher on {(g.gain > 0).sum()} of "
-        f"{len(g)} pairs ({(g.ci_low > 0).sum()} with the interval above 0), lower on "
-        f"{(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean gain {g.gain.mean():+.1f} "
-        f"points. Paper: higher on {(g.paper_gain > 0).sum()} of {g.paper_gain.notna().sum()}, "
-        f"mean gain {g.paper_gain.mean():+.1f}."
-        for (ours, over, norm), g in gain.groupby(["attack", "over", "norm"], sort=False)
-    ]
+    sentences = []
+    for (ours, over, norm), g in gain.groupby(["attack", "over", "norm"], sort=False):
+        sentence = (
+            f"{method_name(ours)} against {method_name(over)}, {NAMES[norm]}: higher on "
+            f"{(g.gain > 0).sum()} of {len(g)} pairs ({(g.ci_low > 0).sum()} with the interval "
+            f"above 0), lower on {(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean gain "
+            f"{g.gain.mean():+.1f} points."
+        )
+        paper = g.paper_gain.dropna()
+        if len(paper):
+            sentence += (
+                f" Paper: higher on {(paper > 0).sum()} of {len(paper)}, {paper.mean():+.1f}."
+            )
+        sentences.append(sentence)
+    return sentences
+
+
+def method_name(method: str) -> str:
+    """How a table writes a method: `ir lam=0.3` as `IR lam=0.3`."""
+    name, _, settings = method.partition(" ")
+    return f"{name.upper()} {settings}".strip()
 
 
 def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     """Writes outputs/<benchmark>/tables/<name>.{csv,md,tex}; returns what to print."""
     paper = table.get("paper")
     results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
-    results = with_paper(results, paper)[COLUMNS]
+    results = with_paper(results, paper)
+    controls = table.get("layout") == "overview"
+    if not controls:
+        results = results[COLUMNS]
     folder = cells[0].root / "tables"
     files = {f"{name}.csv": results}
     remarks = [caption(cells)]
@@ -182,7 +210,11 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
         remarks += summaries(gain)
     for file, frame in files.items():
         store.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
-    halves = [layout(results, gain, norm) for norm in results.norm.unique()]
+    halves = (
+        [overview(results)]
+        if controls
+        else [layout(results, gain, norm) for norm in results.norm.unique()]
+    )
     notes = paper_rates(paper).dropna(subset="note").merge(results[CELL], on=CELL)
     for n in notes.itertuples():
         pair = f"{NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)}"

@@ -62,15 +62,16 @@ def read_json(path: Path) -> dict[str, Any] | None:
     return value if isinstance(value, dict) else None
 
 
-def write_array(path: Path, array: np.ndarray) -> None:
-    """Writes one array as safetensors, whole or not at all."""
+def write_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Writes named arrays as safetensors, whole or not at all."""
     with replacing(path) as temporary:
-        safetensors.numpy.save_file({"array": np.ascontiguousarray(array)}, temporary)
+        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+        temporary.write_bytes(safetensors.numpy.save(whole))
 
 
-def read_array(path: Path) -> np.ndarray:
-    """The array that `write_array` wrote."""
-    return safetensors.numpy.load_file(path)["array"]
+def read_arrays(path: Path) -> dict[str, np.ndarray]:
+    """The arrays that `write_arrays` wrote."""
+    return safetensors.numpy.load_file(path)
 
 
 @cache
