@@ -68,7 +68,7 @@ def _explain(error: HydraException) -> str:
         if isinstance(cause, MissingConfigException) and cause.missing_cfg_file:
             group, _, name = cause.missing_cfg_file.rpartition("/")
             if cause.options:
-                return str(unknown(group, name, cause.options))
+                return str(unknown(group, name, [o for o in cause.options if o != "base"]))
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
     if found := re.match(r"Could not override '([^']+)'", text):

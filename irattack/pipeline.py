@@ -25,13 +25,20 @@ from irattack.models import zoo
 from irattack.norms import Norm
 from irattack.randomness import Draws
 
-VERSION = 1  # raise it when the same configuration starts to give other numbers
+VERSION = 1  # raise it when the same configuration starts to give other perturbations
+FORMAT = 2  # raise it when results hold something else
 PRECISION = "float32, TF32 off"
 
 
 def plain(cfg: Any) -> Any:
     """A resolved configuration as plain lists and dicts."""
     return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+
+
+MEASURED = [
+    *("success_rate_percent", "ci_low", "ci_high"),
+    *("last_step_percent", "mean_l2", "source_confidence"),
+]
 
 
 class Cell:
@@ -59,6 +66,8 @@ class Cell:
             "images": self.images_facts,
             "source": self.identity(cfg.source),
             "attack": attack,
+            "skip": zoo.skips(cfg.benchmark.name, cfg.source) if "backward" in attack else None,
+            "precision": PRECISION,
             "seed": cfg.seed,
             "block": cfg.block,
             "micro_batch": cfg.micro_batch,
@@ -108,6 +117,12 @@ def attack_name(name: str, pieces: Iterable[str]) -> str:
     own = last["/piece"] if OmegaConf.is_dict(last) else []
     added = sorted(set(pieces) - set(own))
     return "+".join(added if name == "pgd" and added else [name, *added])
+
+
+def full_precision() -> None:
+    """Makes PRECISION true: without this, cuDNN's convolutions run in TF32."""
+    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.allow_tf32 = False
 
 
 def device(cfg: DictConfig) -> torch.device:
@@ -184,6 +199,11 @@ def shard_manifest(cell: Cell, images: Candidates) -> dict[str, Any]:
     }
 
 
+def progress(total: int, what: str) -> tqdm:
+    """A progress bar over steps and shards, on a terminal only."""
+    return tqdm(total=total, desc=what, unit="step", leave=False, disable=None)
+
+
 def attack_images(cell: Cell, images: Candidates) -> None:
     """Runs the attack on every shard that is not on disk yet."""
     cfg = cell.cfg
@@ -200,15 +220,10 @@ def attack_images(cell: Cell, images: Candidates) -> None:
     model = cell.build(cfg.source)
     attack: Attack = instantiate(cell.steps_facts["attack"])
     draws = Draws(cfg.seed)
-    made_with = {
-        "facts": cell.steps_facts,
-        "device": device_name(cfg),
-        "threads": torch.get_num_threads(),
-        "precision": PRECISION,
-        **store.provenance(),
-    }
     total = len(missing) * attack.steps
-    with tqdm(total=total, desc=f"attack {cell.label[:-13]}", unit="step", leave=False) as bar:
+    with tqdm(
+        total=total, desc=f"attack {cell.label[:-13]}", unit="step", leave=False, disable=None
+    ) as bar:
         for path, part in missing:
             x = to_device(part.pixels, cfg)
             y = torch.from_numpy(part.labels).to(x.device)
@@ -219,7 +234,8 @@ def attack_images(cell: Cell, images: Candidates) -> None:
                     yield to_frame(part.pixels, delta, attack.norm)
                     bar.update()
 
-            manifest = shard_manifest(cell, part) | made_with
+            made = {"facts": cell.steps_facts, "made_with": made_with(cfg)}
+            manifest = shard_manifest(cell, part) | made
             steps.write_shard(path, part.pixels, frames(part, x, y), manifest)
 
 
@@ -241,7 +257,9 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths", "confidence")}
     shards = list(cell.shards(images))
     total = len(shards) * cfg.attack.steps
-    with tqdm(total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False) as bar:
+    with tqdm(
+        total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False, disable=None
+    ) as bar:
         for path, part in shards:
             clean = to_device(part.pixels, cfg)
             y = torch.from_numpy(part.labels).to(clean.device)
@@ -270,7 +288,7 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
 
 def result_facts(cell: Cell, target: str) -> dict[str, Any]:
     """What a valid result of this cell on this target must say of itself."""
-    return {"key": cell.key, "target": cell.identity(target)}
+    return {"format": FORMAT, "key": cell.key, "target": cell.identity(target)}
 
 
 def result(cell: Cell, target: str) -> dict[str, Any]:
@@ -297,10 +315,21 @@ def result(cell: Cell, target: str) -> dict[str, Any]:
         "margins": path.name,
         "margins_sha256": store.sha256(path),
         "config": plain(cell.cfg),
-        "device": device_name(cell.cfg),
         "precision": PRECISION,
-        **store.provenance(),
+        "attacked_with": attacked_with(cell),
+        "evaluated_with": made_with(cell.cfg),
     }
+
+
+def made_with(cfg: DictConfig) -> dict[str, Any]:
+    """Device, threads, versions and commit of this run."""
+    return {"device": device_name(cfg), "threads": cfg.threads, **store.provenance()}
+
+
+def attacked_with(cell: Cell) -> dict[str, Any]:
+    """The same of the run that made the perturbations, from their first shard."""
+    path = cell.root / "steps" / cell.label / "0000.json"
+    return (store.read_json(path) or {}).get("made_with", {})
 
 
 def is_measured(cell: Cell, target: str) -> bool:
@@ -318,7 +347,7 @@ def is_measured(cell: Cell, target: str) -> bool:
 def run(cell: Cell) -> pd.DataFrame:
     """Does whatever is missing of a cell and returns its rows, one a target."""
     torch.set_num_threads(cell.cfg.threads)
-    torch.set_float32_matmul_precision("highest")
+    full_precision()
     missing = [name for name in cell.targets if not is_measured(cell, name)]
     if missing:
         images = chosen_images(cell)
@@ -327,14 +356,9 @@ def run(cell: Cell) -> pd.DataFrame:
     return rows(cell)
 
 
-ROW = [
-    *("source", "attack", "norm", "target", "n", "success_rate_percent", "ci_low", "ci_high"),
-    *("last_step_percent", "mean_l2", "source_confidence"),
-]
-
-
 def rows(cell: Cell) -> pd.DataFrame:
-    """The results of a cell, one row a target, with the columns of ROW."""
-    records = [store.read_json(cell.margins_path(t).with_suffix(".json")) for t in cell.targets]
-    frame = pd.DataFrame([record for record in records if record is not None])
-    return frame.assign(attack=cell.method, target=frame.target_name)[ROW]
+    """The results of a cell, one row a target, computed from the margins on disk."""
+    records = [result(cell, target) for target in cell.targets]
+    frame = pd.DataFrame(records)
+    frame = frame.assign(attack=cell.method, target=frame.target_name)
+    return frame[["source", "attack", "norm", "target", "n", *MEASURED]]

@@ -5,10 +5,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from irattack import evaluation, store
-from irattack.pipeline import Cell, rows
+from irattack.pipeline import Cell, result, rows
 
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
@@ -103,7 +104,8 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
             percent = dict(zip(group.target, group.success_rate_percent, strict=True))
             paper = dict(zip(group.target, group.paper_percent, strict=True))
             line(method_name(attack), {t: f"{value:.1f}" for t, value in percent.items()})
-            line("  paper", {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()})
+            printed = {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()}
+            line(f"{method_name(str(attack))}, paper", printed)
         for (ours, over), group in gain[gain.source == source].groupby(
             ["attack", "over"], sort=False
         ):
@@ -116,7 +118,7 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
                 for row in group.itertuples()
             }
             line(f"{method_name(ours)} − {method_name(over)} [95 %]", found)
-            line("  paper", printed)
+            line("gain, paper", printed)
         lines[first][0] = NAMES.get(str(source), str(source))
     return [
         [f"{NAMES[norm]} source", "method", *(NAMES.get(t, t) for t in targets), "mean"],
@@ -142,18 +144,23 @@ def overview(results: pd.DataFrame) -> list[list[str]]:
 
 
 def caption(cells: Sequence[Cell]) -> str:
-    """On which benchmark, settings, precision and number of images a table was made."""
+    """On which benchmark, settings, precision and number of images a table was made, by what."""
     cfg = cells[0].cfg
-    record = cells[0].margins_path(cells[0].targets[0]).with_suffix(".json")
-    made = store.read_json(record) or {}
-    names = ("eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed")
+    names = ("eps", "steps", "samples", "cells", "grid", "lam", "gamma", "loss", "start", "seed")
     settings = ", ".join(f"{name}={values(cells, name)}" for name in names)
+    records = [result(cell, target) for cell in cells for target in cell.targets]
+
+    def made(fact: str) -> str:
+        found = {r[by][fact] for r in records for by in ("attacked_with", "evaluated_with")}
+        return " and ".join(sorted(found))
+
     return (
-        f"benchmark={cfg.benchmark.name} ({cfg.benchmark.data.split} crops), n={made['n']} images, "
-        f"{settings}; {made['precision']}, {made['device']}, torch {made['torch']}, "
-        f"commit {made['commit'][:12]}. Success is measured at every step and the step chosen by "
-        "leave-one-out (Appendix M); intervals of gains are over images, paired. "
-        "The paper's numbers are of ImageNet."
+        f"benchmark={cfg.benchmark.name} ({cfg.benchmark.data.split} crops), "
+        f"protocol={values(cells, 'protocol.name')}, n={records[0]['n']} images, {settings}; "
+        f"{records[0]['precision']}, {made('device')}, torch {made('torch')}, commit "
+        f"{made('commit')}. start=auto is zero with an interaction term and random without. "
+        "Success is measured at every step and the step chosen by leave-one-out (Appendix M); "
+        "intervals of gains are over images, paired. The paper's numbers are of ImageNet."
     )
 
 
@@ -162,28 +169,29 @@ def values(cells: Sequence[Cell], name: str) -> str:
     of_value: dict[str, list[str]] = {}
     for cell in cells:
         source = NAMES.get(cell.cfg.source, cell.cfg.source)
-        of_value.setdefault(str(cell.cfg[name]), []).append(source)
+        of_value.setdefault(str(OmegaConf.select(cell.cfg, name)), []).append(source)
     if len(of_value) == 1 or len({frozenset(sources) for sources in of_value.values()}) == 1:
         return " ".join(of_value)
     return " ".join(f"{v} ({' '.join(dict.fromkeys(s))})" for v, s in of_value.items())
 
 
 def summaries(gain: pd.DataFrame) -> list[str]:
-    """A sentence a pair and norm: how often and by how much one attack beats the other."""
+    """A sentence a pair: how often and by how much one attack beats the other, for each norm."""
     sentences = []
-    for (ours, over, norm), g in gain.groupby(["attack", "over", "norm"], sort=False):
-        sentence = (
-            f"{method_name(ours)} against {method_name(over)}, {NAMES[norm]}: higher on "
-            f"{(g.gain > 0).sum()} of {len(g)} pairs ({(g.ci_low > 0).sum()} with the interval "
-            f"above 0), lower on {(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean gain "
-            f"{g.gain.mean():+.1f} points."
-        )
-        paper = g.paper_gain.dropna()
-        if len(paper):
-            sentence += (
-                f" Paper: higher on {(paper > 0).sum()} of {len(paper)}, {paper.mean():+.1f}."
+    for (ours, over), of_pair in gain.groupby(["attack", "over"], sort=False):
+        parts = [(NAMES[str(norm)], g) for norm, g in of_pair.groupby("norm", sort=False)]
+        for norm, g in [*parts, *([("both norms", of_pair)] if len(parts) > 1 else [])]:
+            sentence = (
+                f"{method_name(ours)} against {method_name(over)}, {norm}: higher on "
+                f"{(g.gain > 0).sum()} of {len(g)} pairs ({(g.ci_low > 0).sum()} with the interval "
+                f"above 0), lower on {(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean "
+                f"gain {g.gain.mean():+.1f} points."
             )
-        sentences.append(sentence)
+            paper = g.paper_gain.dropna()
+            if len(paper):
+                higher = (paper > 0).sum()
+                sentence += f" Paper: higher on {higher} of {len(paper)}, mean {paper.mean():+.1f}."
+            sentences.append(sentence)
     return sentences
 
 
@@ -218,7 +226,10 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
     notes = paper_rates(paper).dropna(subset="note").merge(results[CELL], on=CELL)
     for n in notes.itertuples():
         pair = f"{NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)}"
-        remarks.append(f"Paper's {n.attack} {pair} ({NAMES[n.norm]}): {n.note}.")
+        remarks.append(
+            f"The paper's {method_name(n.attack)} {pair} ({NAMES[n.norm]}), quoted as "
+            f"{n.paper_percent:.1f}: {n.note.replace('linf', 'L∞')}."
+        )
 
     def text(style: str) -> str:
         return "\n\n".join(

@@ -38,16 +38,16 @@ def load_table(name: str) -> dict[str, Any]:
 
 def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
     """The cells of one product of a table, in the order of the paper."""
-    cells = []
+    cells: dict[str, Cell] = {}  # by key: an override can make two cells one
     for values in product(*leg.values()):
         choice = [f"{key}={value}" for key, value in zip(leg, values, strict=True)]
         cfg = compose("config", overrides=choice + overrides)
         check(cfg)
         cell = Cell(cfg)
-        varied = [f"{key}={values[i]}" for i, key in enumerate(leg) if key not in BASIC]
+        varied = [f"{key}={OmegaConf.select(cfg, key)}" for key in leg if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
-        cells.append(cell)
-    return cells
+        cells.setdefault(cell.key, cell)
+    return list(cells.values())
 
 
 def main() -> None:

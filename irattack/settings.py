@@ -21,13 +21,16 @@ def number(value: Any, name: str = "value") -> float:
     except (TypeError, ValueError, ZeroDivisionError):
         result = math.nan
     if isinstance(value, bool) or not math.isfinite(result):
-        raise InputError(f"{name}={value}: expected a number such as 0.5 or 8/255.")
+        raise InputError(f"{name}={value}: expected a finite number such as 0.5 or 8/255.")
     return result
 
 
 def register_resolvers() -> None:
     """Makes ${number:…} and ${of_source:…} known to the configuration."""
     OmegaConf.register_new_resolver("number", number, replace=True)
+    OmegaConf.register_new_resolver(
+        "number_or_null", lambda value: None if value is None else number(value), replace=True
+    )
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver(
         "of_source", lambda benchmark, source, name: zoo.card(benchmark, source)[name], replace=True
@@ -43,12 +46,17 @@ def check(cfg: DictConfig) -> None:
     if isinstance(cfg.targets, str):
         if cfg.targets not in [*sets, *models]:
             raise unknown("targets", cfg.targets, [*sets, *models])
+    elif not OmegaConf.is_list(cfg.targets) or not cfg.targets:
+        raise InputError(
+            f"targets={cfg.targets}: expected a list of at least one name, such as [vgg16], or one "
+            f"of {', '.join(sets)}."
+        )
     else:
         for target in cfg.targets:
             if target not in models:
                 raise unknown("targets", target, models)
-        if not cfg.targets or len(set(cfg.targets)) < len(cfg.targets):
-            raise InputError(f"targets={list(cfg.targets)}: expected at least one name, each once.")
+            if list(cfg.targets).count(target) > 1:
+                raise InputError(f"targets: {target} is listed twice; name each target once.")
     lam = number(cfg.lam, "lam")
     if lam < 0:
         raise InputError(f"lam={cfg.lam}: the weight of the interaction term must be 0 or more.")

@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import subprocess
+import uuid
 from collections.abc import Iterator
 from functools import cache
 from importlib.metadata import version
@@ -32,7 +33,7 @@ def sha256(path: Path) -> str:
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved there once it is complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
         yield temporary
         with temporary.open("rb") as file:

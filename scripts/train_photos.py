@@ -26,14 +26,14 @@ log = logging.getLogger(__name__)
 
 
 class TrainingCrops:
-    """Random crops of the training blocks, mirrored and with small changes of contrast and colour.
+    """Random crops of the training blocks, mirrored, with changes of contrast and colour, noisy.
 
     Classes are drawn uniformly; `batch` returns images (n, 3, CROP, CROP) in [0, 1], labels (n,).
     """
 
-    def __init__(self, seed: int, contrast: float, colour: float):
+    def __init__(self, seed: int, contrast: float, colour: float, noise: float):
         self.rng = np.random.default_rng(seed)
-        self.contrast, self.colour = contrast, colour
+        self.contrast, self.colour, self.noise = contrast, colour, noise
         blocks = photos.blocks("train")
         self.blocks = [[area for name, area in blocks if name == c] for c in photos.CLASSES]
 
@@ -52,6 +52,10 @@ class TrainingCrops:
         images = np.stack([self.crop(label) for label in labels]).transpose(0, 3, 1, 2) / 255
         images *= 1 + self.rng.uniform(-self.contrast, self.contrast, (n, 1, 1, 1))
         images += self.rng.uniform(-self.colour, self.colour, (n, 3, 1, 1))
+        sigma = self.rng.uniform(0, self.noise, (n, 1, 1, 1)) * self.rng.integers(
+            2, size=(n, 1, 1, 1)
+        )
+        images += sigma * self.rng.standard_normal(images.shape)
         return torch.from_numpy(images).float().clamp(0, 1), torch.from_numpy(labels)
 
 
@@ -76,11 +80,12 @@ def train(name: str, cfg: DictConfig) -> None:
     """Trains one network and saves its weights; a secured one against its static teachers."""
     torch.set_num_threads(1)
     torch.manual_seed(cfg.seed)
-    model = build("photos", name, pretrained=False).to(memory_format=torch.channels_last)
+    model = build("photos", name, pretrained=cfg.resume).requires_grad_()
+    model = model.to(memory_format=torch.channels_last)
     assert isinstance(model, Network)
     secured = cfg.secured.get(name)
     teachers = [build("photos", teacher) for teacher in secured.teachers] if secured else []
-    crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour)
+    crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour, cfg.noise)
     lr = cfg.lr_plain if name in cfg.plain else cfg.lr
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(

@@ -48,12 +48,15 @@ MISTAKES = {
     "targets=vgg15": "did you mean vgg16",
     "targets=[vgg16,resnet15]": "targets=resnet15: did you mean resnet152",
     "targets=[]": "at least one name",
+    "targets=5": "expected a list",
+    "targets=[vgg16,vgg16]": "listed twice",
+    "gamma=2": "factor in (0, 1]",
     "attack=irr": "attack=irr: did you mean ir",
     "norm=l3": "norm=l3: did you mean l2",
     "benchmark=photo": "did you mean photos",
     "lam=-1": "must be 0 or more",
-    "lam=abc": "expected a number",
-    "lam=nan": "expected a number",
+    "lam=abc": "expected a finite number",
+    "lam=1e999": "expected a finite number",
     "eps=0": "radius in (0, 1]",
     "eps=1.01": "radius in (0, 1]",
     "eps=256/255": "radius in (0, 1]",
@@ -114,7 +117,7 @@ def test_one_cell_and_its_second_call(
 
 
 def test_multirun_and_whole_config(run: Run) -> None:
-    status, out, err = run("-m", "attack=ir", "lam=0,1", "source=alexnet", *QUICK)
+    status, out, err = run("-m", "attack=ir", "lam=0,1/2", "source=alexnet", *QUICK)
     assert status == 0, err
     assert len(re.findall(r"^alexnet", out, re.M)) == 2
     status, out, _ = run("attack=ir", "source=densenet121", "--cfg", "job")

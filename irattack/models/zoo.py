@@ -48,6 +48,14 @@ def identity(benchmark: str, name: str) -> dict[str, Any]:
     return {key: facts[key] for key in keys} | {"sha256": weights(benchmark, name)[1]}
 
 
+def skips(benchmark: str, name: str) -> Any:
+    """What SGM knows of a model's skip connections, those of its members for an ensemble."""
+    facts = card(benchmark, name)
+    if "members" in facts:
+        return [skips(benchmark, member) for member in facts["members"]]
+    return facts.get("skip")
+
+
 def build(benchmark: str, name: str, pretrained: bool = True) -> nn.Module:
     """The model `name`, frozen and in eval mode; untrained and trainable if not `pretrained`."""
     facts = card(benchmark, name)
