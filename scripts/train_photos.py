@@ -52,10 +52,10 @@ class TrainingCrops:
         images = np.stack([self.crop(label) for label in labels]).transpose(0, 3, 1, 2) / 255
         images *= 1 + self.rng.uniform(-self.contrast, self.contrast, (n, 1, 1, 1))
         images += self.rng.uniform(-self.colour, self.colour, (n, 3, 1, 1))
-        sigma = self.rng.uniform(0, self.noise, (n, 1, 1, 1)) * self.rng.integers(
-            2, size=(n, 1, 1, 1)
-        )
-        images += sigma * self.rng.standard_normal(images.shape)
+        if self.noise:
+            sigma = self.rng.uniform(0, self.noise, (n, 1, 1, 1))
+            sigma *= self.rng.integers(2, size=sigma.shape)
+            images += sigma * self.rng.standard_normal(images.shape)
         return torch.from_numpy(images).float().clamp(0, 1), torch.from_numpy(labels)
 
 

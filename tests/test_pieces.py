@@ -135,6 +135,24 @@ def test_resize_and_pad() -> None:
     assert torch.equal(ResizeAndPad(0.5)(images, draws)[untouched], images[untouched])
 
 
+def test_resize_and_pad_is_that_of_xie_et_al() -> None:
+    side, wide = 32, 35  # 32 * 330 / 299
+    image = torch.rand(1, 3, side, side)
+    for size, top, left in product((0.0, 0.5, 0.999), repeat=3):
+        new = {0.0: 32, 0.5: 33, 0.999: 34}[size]
+        free = wide - new
+        above, before = (int(u * (free + 1)) for u in (top, left))
+        assert 0 <= above <= free
+        canvas = torch.zeros(1, 3, wide, wide)
+        small = F.interpolate(image, size=(new, new), mode="nearest")
+        canvas[..., above : above + new, before : before + new] = small
+        expected = F.interpolate(canvas, size=(side, side), mode="bilinear")
+        found = ResizeAndPad(1.0)(image, torch.tensor([[0.0, size, top, left]]))
+        torch.testing.assert_close(found, expected)
+        if top == 0.999:
+            assert above == free
+
+
 # --- SGM -----------------------------------------------------------------------------------------
 
 

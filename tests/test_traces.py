@@ -100,3 +100,27 @@ def test_a_reversed_interaction_does_not_replay() -> None:
     trace = load(DATA / "traces" / "resnet_basic_ir.npz")
     trace["meta"]["lam"] *= -1
     assert (replay(trace) - trace["deltas"]).abs().max() > 1e-2
+
+
+@pytest.mark.filterwarnings("ignore:Using a non-full backward hook")
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("net", SKIPS)
+def test_authors_sgm_is_that_of_module_hooks(net: str, batch: int) -> None:
+    """The rule as design and traces describe it, written with the hooks that its authors used."""
+    gamma, x = 0.3, torch.rand(batch, 3, 64, 64, dtype=torch.float64)
+    model = build(net, 3)
+
+    def input_gradient() -> Tensor:
+        z = x.clone().requires_grad_()
+        return torch.autograd.grad(model(z).log_softmax(1)[:, 0].sum(), z)[0]
+
+    with SkipGradient(gamma, "authors", SKIPS[net])(model):
+        ours = input_gradient()
+    factor = gamma if net == "resnet_basic" else gamma**0.5
+    for name, module in model.named_modules():
+        skipped = "transition" if net == "densenet" else "0.relu"
+        if "relu" in name and skipped not in name:
+            module.register_backward_hook(lambda m, i, o: (factor * i[0],))
+        if net != "densenet" and "layer" in (["", *name.split(".")])[-2]:
+            module.register_backward_hook(lambda m, i, o: (i[0] / torch.std(i[0]),))
+    torch.testing.assert_close(ours, input_gradient(), rtol=1e-9, atol=0)

@@ -1,0 +1,140 @@
+"""The stages on known data: what is chosen, cached, measured and reported is what is claimed."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from irattack import evaluation, pipeline, report, steps, store
+from irattack.data import photos
+from irattack.errors import InputError
+from irattack.losses import margin
+from irattack.models import zoo
+from irattack.pipeline import Cell
+from irattack.settings import register_resolvers
+
+QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "block=8"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        yield
+
+
+def cell(folder: Path, *overrides: str) -> Cell:
+    return Cell(compose("config", overrides=[f"output={folder}", *QUICK, *overrides]))
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_margins_are_those_of_the_cached_frames(tmp_path: Path, norm: str) -> None:
+    one = cell(tmp_path, "attack=ir", "source=alexnet", f"norm={norm}")
+    pipeline.run(one)
+    images = pipeline.chosen_images(one)
+    arrays = store.read_arrays(one.margins_path("vgg16"))
+    model, first = zoo.build("photos", "vgg16"), 0
+    for path, part in one.shards(images):
+        y = torch.from_numpy(part.labels)
+        for step, frame in enumerate(steps.read_shard(path, part.pixels)):
+            where = slice(first, first + len(part))
+            found = margin(model(photos_tensor(frame)), y).numpy()
+            np.testing.assert_allclose(arrays["margins"][step, where], found, atol=1e-4)
+            change = frame.astype(float) - part.pixels
+            lengths = np.sqrt((change**2).sum(axis=(1, 2, 3))) / 255
+            np.testing.assert_allclose(arrays["lengths"][step, where], lengths, rtol=1e-4)
+            assert (lengths > 0).all()
+            assert (lengths <= 12 / 255 * 3072**0.5 * (1 + 1e-6)).all()
+            assert norm == "l2" or np.abs(change).max() <= 12
+        first += len(part)
+    assert first == len(images) == 12
+    assert arrays["margins"].shape == (3, 12)
+
+
+def photos_tensor(pixels: np.ndarray) -> torch.Tensor:
+    return torch.from_numpy(pixels).float() / 255
+
+
+def test_every_source_classifies_the_chosen_images(tmp_path: Path) -> None:
+    one = cell(tmp_path)
+    images = pipeline.chosen_images(one)
+    y = torch.from_numpy(images.labels)
+    for name in one.cfg.benchmark.sources:
+        assert (margin(zoo.build("photos", name)(photos_tensor(images.pixels)), y) < 0).all()
+    again = pipeline.chosen_images(one)
+    assert again.ids == images.ids
+    other = pipeline.chosen_images(cell(tmp_path, "seed=1"))
+    assert set(other.ids) != set(images.ids)
+
+
+def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cell(tmp_path)
+    images = pipeline.chosen_images(one)
+    real = photos.candidates
+
+    def changed(split: str):  # type: ignore[no-untyped-def]
+        found = real(split)
+        found.pixels[list(found.ids).index(images.ids[3])] ^= 1
+        return found
+
+    monkeypatch.setattr(photos, "candidates", changed)
+    with pytest.raises(InputError, match=f"1 of 12 images .*{images.ids[3]}"):
+        pipeline.chosen_images(one)
+
+
+def test_damaged_results_are_measured_again(tmp_path: Path) -> None:
+    one = cell(tmp_path, "source=alexnet")
+    first = pipeline.run(one)
+    path = one.margins_path("vgg16")
+    arrays = store.read_arrays(path)
+    store.write_arrays(path, **(arrays | {"margins": arrays["margins"] * 0 + 1}))
+    assert not pipeline.is_measured(one, "vgg16")
+    pd.testing.assert_frame_equal(pipeline.run(one), first)
+
+
+def test_sgm_facts_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = {name: cell(tmp_path, f"attack={name}").key for name in ("sgm", "pgd")}
+    real = zoo.card
+
+    def other(*names: str) -> dict:
+        facts = real(*names)
+        return facts | {"skip": facts["skip"] | {"gamma": 0.01}} if "skip" in facts else facts
+
+    monkeypatch.setattr(zoo, "card", other)
+    assert cell(tmp_path, "attack=sgm").key != before["sgm"]
+    assert cell(tmp_path, "attack=pgd").key == before["pgd"]
+
+
+def test_convolutions_do_not_run_in_tf32() -> None:
+    pipeline.full_precision()
+    assert not torch.backends.cudnn.allow_tf32
+    assert not torch.backends.cuda.matmul.allow_tf32
+
+
+def test_gains_are_second_minus_first(tmp_path: Path) -> None:
+    cells = []
+    success = {"pgd": [1, 1, 0, 0], "ir": [1, 1, 1, 0]}
+    for attack, hits in success.items():
+        one = cell(tmp_path, f"attack={attack}", "source=resnet34")
+        margins = np.tile(np.array(hits) - 0.5, (3, 1))
+        store.write_arrays(one.margins_path("vgg16"), margins=margins)
+        cells.append(one)
+    gain = report.gains(cells, [["pgd", "ir"]], table=1)
+    (row,) = gain.itertuples()
+    assert (row.attack, row.over, row.n, row.gain) == ("ir", "pgd", 4, 25.0)
+    assert row.paper_gain == pytest.approx(85.4 - 66.6)
+    ours, base = (np.array(success[name], bool) for name in ("ir", "pgd"))
+    assert (row.ci_low, row.ci_high) == evaluation.gain_interval(ours, base)[1:]
+    assert "higher on 1 of 1 pairs" in report.summaries(gain)[0]
+
+
+def test_paper_numbers_are_read_from_the_right_cells() -> None:
+    rates = report.paper_rates(1).set_index(report.CELL)["paper_percent"]
+    assert rates["densenet201", "ir", "linf", "inception_v4"] == 63.0
+    assert rates["alexnet", "pgd", "l2", "inception_v3"] == 53.5
+    third = report.paper_rates(3).set_index(report.CELL)["paper_percent"]
+    assert third["densenet121", "hybridir", "linf", "densenet201"] == 99.1
