@@ -48,8 +48,8 @@ class Attack:
         smooth: W, or None.
         accumulate: from the last m and the gradient to the next m.
         start: δ_0 is `random` (uniform in the ball), `noise` (a Gaussian direction, on the surface
-            of the ball), `zero`, or `auto`: zero with an interaction
-            term and random without, as in the authors' code.
+            of the ball), `zero`, or `auto`: zero with an interaction term and random without, as
+            in the authors' code.
         record: steps are yielded `after` each update (x^1 … x^T) or `before` it (start … T − 1,
             the authors' code).
     """

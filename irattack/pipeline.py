@@ -89,10 +89,11 @@ class Cell:
     def targets(self) -> list[str]:
         """The names of the target models, the source left out of a named set of targets."""
         given = self.cfg.targets
-        if isinstance(given, str):
-            named = self.cfg.benchmark.target_sets
-            return [name for name in named.get(given, [given]) if name != self.cfg.source]
-        return list(given)
+        if not isinstance(given, str):
+            return list(given)
+        if given not in self.cfg.benchmark.target_sets:
+            return [given]
+        return [name for name in self.cfg.benchmark.target_sets[given] if name != self.cfg.source]
 
     @property
     def images_path(self) -> Path:

@@ -111,6 +111,15 @@ def test_key_changes_with_everything_that_changes_the_numbers() -> None:
     assert key("output=elsewhere", "targets=secured", "device=cpu") == key()
 
 
+def test_targets_leave_the_source_out_of_sets_alone() -> None:
+    def targets(given: str) -> list[str]:
+        return Cell(compose("config", overrides=["source=vgg16", f"targets={given}"])).targets
+
+    assert "vgg16" not in targets("paper")
+    assert len(targets("paper")) == 6
+    assert targets("vgg16") == targets("[vgg16]") == ["vgg16"]
+
+
 def test_added_pieces_are_named() -> None:
     names = {
         "pgd": [],
