@@ -1,15 +1,20 @@
 """`python -m irattack`: one cell from start to end, or with -m a cell for each combination."""
 
-from irattack.cli import one_sentence, show_whole_config
+import logging
+
+from irattack.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     import hydra
+    from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
     from irattack.models.zoo import CONF
     from irattack.pipeline import Cell, run
     from irattack.report import render
-    from irattack.settings import check, register_resolvers
+    from irattack.settings import check, register_resolvers, without_effect
+
+log = logging.getLogger(__name__)
 
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
@@ -17,12 +22,14 @@ def job(cfg: DictConfig) -> None:
     """Checks one configuration, runs it, prints its rows."""
     with one_sentence():
         check(cfg)
+        for name in without_effect(cfg, HydraConfig.get().overrides.task):
+            log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
         print(render(run(Cell(cfg))))
 
 
 def main() -> None:
     """The entry point."""
-    show_whole_config()
+    tidy_arguments()
     register_resolvers()
     with one_sentence():
         job()

@@ -4,7 +4,9 @@ For step t and each image, with the paper's symbols:
 
     J(δ) = Σ_ξ ℓ(h(T(x + δ + ξ)), y) / M
            − λ (1/K) Σ_k [ v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅) ]                      (Eqs. 5, 42)
-    g = ∇_δ J           (SGM: the backward pass through each residual branch is scaled by γ)
+    g = ∇_δ [ J − c ‖δ‖_p^p ]
+                        (SGM: the backward pass through each residual branch is scaled by γ;
+                         c = 0 but in the relaxed attack, Eq. 8)
     g ← W ∗ g                                                                     (TI)
     m ← μ m + g / ‖g‖₁                                                            (MI)
     δ ← Π_ε( δ + α · direction(m) ),  x + δ ∈ [0, 1]                       (Eqs. 9, 10, 11)
@@ -24,8 +26,10 @@ from irattack.pieces import (
     GaussianKernel,
     GaussianNoise,
     Interaction,
+    LengthPenalty,
     MaskedLoss,
     Momentum,
+    StopAtLength,
 )
 from irattack.randomness import Draws
 from irattack.skip import SkipGradient
@@ -47,11 +51,14 @@ class Attack:
         backward: a context in which gradients of the model are taken, or None.
         smooth: W, or None.
         accumulate: from the last m and the gradient to the next m.
+        penalty: c ‖δ‖_p^p, or None.
+        stop: an image that it says has arrived keeps its δ, or None.
         start: δ_0 is `random` (uniform in the ball), `noise` (a Gaussian direction, on the surface
             of the ball), `zero`, or `auto`: zero with an interaction term and random without, as
             in the authors' code.
-        record: steps are yielded `after` each update (x^1 … x^T) or `before` it (start … T − 1,
-            the authors' code).
+        record: steps are yielded `after` each update (x^1 … x^T), `before` it (start … T − 1,
+            the authors' code), or only the `last` one is (x^T).
+        clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without.
     """
 
     norm: Norm
@@ -65,8 +72,16 @@ class Attack:
     backward: SkipGradient | None = None
     smooth: GaussianKernel | None = None
     accumulate: Momentum = field(default_factory=Momentum)
+    penalty: LengthPenalty | None = None
+    stop: StopAtLength | None = None
     start: str = "auto"
     record: str = "after"
+    clip: bool = True
+
+    @property
+    def recorded(self) -> int:
+        """How many steps are yielded."""
+        return 1 if self.record == "last" else self.steps
 
     def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
         """δ_0, (B, C, H, W)."""
@@ -110,7 +125,7 @@ def perturbations(
     micro_batch: int = 256,
     start: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the perturbation of T steps, each (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
+    """Yields the perturbation of each step, (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
 
     Args:
         model: from images in [0, 1] to logits, frozen and in eval mode.
@@ -121,20 +136,24 @@ def perturbations(
         start: δ_0, instead of the attack's own.
     """
     delta = attack.first(x, ids, draws) if start is None else start
-    delta = clip(x, delta)
+    delta = clip(x, delta) if attack.clip else delta
     m = torch.zeros_like(x)
     for step in range(1, attack.steps + 1):
         terms = attack.terms(delta, ids, step, draws)
         with attack.backward(model) if attack.backward else nullcontext():
             one_graph = attack.backward is not None and attack.backward.one_graph
             g = gradient(model, x, delta, y, terms, micro_batch, one_graph)
+        if attack.penalty is not None:
+            g = g - attack.penalty.gradient(delta)
         if attack.smooth is not None:
             g = attack.smooth(g)
         m = attack.accumulate(m, g, step)
         if attack.record == "before":
             yield delta
-        delta = clip(x, attack.norm.project(delta + attack.norm.step(m)))
-        if attack.record == "after":
+        moved = attack.norm.project(delta + attack.norm.step(m))
+        moved = clip(x, moved) if attack.clip else moved
+        delta = moved if attack.stop is None else attack.stop(delta, moved)
+        if attack.record == "after" or (attack.record == "last" and step == attack.steps):
             yield delta
 
 

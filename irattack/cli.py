@@ -93,8 +93,9 @@ def _unknown_setting(name: str) -> str:
     return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."
 
 
-def show_whole_config() -> None:
-    """Lets `--cfg job` show the resolved configuration, as its users expect, and errors be ours."""
+def tidy_arguments() -> None:
+    """Lets flags stand anywhere, `--cfg job` show resolved values, and errors be ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] != "-")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

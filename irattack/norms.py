@@ -1,10 +1,12 @@
-"""The two norms of the paper (Eqs. 9, 10). A norm is: start, step, project, 8-bit rounding."""
+"""The two norms of the paper (Eqs. 9, 10), and none. A norm is: start, step, project, rounding."""
 
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
+
+from irattack.errors import InputError
 
 IMAGENET_SIZE = 3 * 224 * 224  # the n at which the authors state their L2 step size
 
@@ -93,3 +95,22 @@ class L2:
     @staticmethod
     def _shrink(delta: Tensor, radius: float) -> Tensor:
         return (radius / l2_length(delta).clamp_min(radius)).to(delta.dtype)
+
+
+@dataclass(frozen=True)
+class Free:
+    """No ball: steps of step_size · gradient (Eq. 8, and the proofs of Propositions 1 to 3)."""
+
+    step_size: float
+
+    def start(self, x: Tensor, uniform: Tensor) -> Tensor:
+        raise InputError("start=random: an attack without a ball has no random start; use zero.")
+
+    def step(self, gradient: Tensor) -> Tensor:
+        return self.step_size * gradient
+
+    def project(self, delta: Tensor) -> Tensor:
+        return delta
+
+    def round(self, levels: Tensor) -> Tensor:
+        return levels.round()

@@ -7,6 +7,8 @@ transform     ResizeAndPad     DI    (Xie et al., 2019)
 backward      SkipGradient     SGM   (Section 4; Wu et al., 2020), in skip.py
 smooth        GaussianKernel   TI    (Dong et al., 2019)
 accumulate    Momentum         MI    (Section 4; Dong et al., 2018)
+penalty       LengthPenalty    Eq. 8 (Section 3.2, Appendix C)
+stop          StopAtLength     Eq. 8 (Section 3.2, Appendix H)
 """
 
 from collections.abc import Sequence
@@ -18,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irattack.losses import margin
+from irattack.norms import l2_length
 from irattack.objective import Term, Value
 from irattack.randomness import Draws
 
@@ -170,8 +173,8 @@ class Momentum:
 
     Args:
         mu: the decay μ; 0 keeps the direction of g alone.
-        rule: `original`, m ← μ m + g / ‖g‖₁ (MI, Dong et al., 2018), or `revised`,
-            m ← μ m + (1 − μ) g with μ = (t − 1) / t (Proposition 3, Eq. 33).
+        rule: `original`, m ← μ m + g / ‖g‖₁ (MI, Dong et al., 2018); `revised`,
+            m ← μ m + (1 − μ) g with μ = (t − 1) / t (Proposition 3, Eq. 33); or `none`, m ← g.
     """
 
     mu: float = 0.0
@@ -181,5 +184,46 @@ class Momentum:
         """The next m, from the last m and the gradient g of step t ≥ 1, all (B, C, H, W)."""
         if self.rule == "revised":
             return (step - 1) / step * m + g / step
+        if self.rule == "none":
+            return g
         length = g.abs().sum(dim=(1, 2, 3), keepdim=True)
         return self.mu * m + g / length.clamp_min(torch.finfo(g.dtype).tiny)
+
+
+@dataclass(frozen=True)
+class LengthPenalty:
+    """c ‖δ‖_p^p, which the relaxed attack subtracts from the loss (Eq. 8).
+
+    Args:
+        c: its weight, at least 0.
+        p: the norm; 2 and 5 in the paper. At least 1.
+    """
+
+    c: float
+    p: float
+
+    def gradient(self, delta: Tensor) -> Tensor:
+        """∇_δ c ‖δ‖_p^p = c p |δ|^(p − 1) sign δ, (B, C, H, W)."""
+        return self.c * self.p * delta.abs() ** (self.p - 1) * delta.sign()
+
+
+@dataclass(frozen=True)
+class StopAtLength:
+    """An image whose ‖δ‖₂ reaches τ stays there (Section 3.2, Appendix H).
+
+    The update that would pass τ is shortened, so that ‖δ‖₂ = τ and images compare.
+
+    Args:
+        tau: τ, in units of [0, 1] images.
+    """
+
+    tau: float
+
+    def arrived(self, delta: Tensor) -> Tensor:
+        """Which images have ‖δ‖₂ = τ, up to rounding: (B, 1, 1, 1) bool."""
+        return l2_length(delta) >= self.tau * (1 - 1e-5)
+
+    def __call__(self, delta: Tensor, moved: Tensor) -> Tensor:
+        """The next δ, from the last and the one that the update gives, (B, C, H, W)."""
+        shortened = moved * (self.tau / l2_length(moved).clamp_min(self.tau))
+        return torch.where(self.arrived(delta), delta, shortened)

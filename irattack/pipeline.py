@@ -47,6 +47,7 @@ class Cell:
     Attributes:
         images_facts, steps_facts: all that decides the images and the perturbations; hashed to
             name their files.
+        recorded: how many steps of the attack are kept.
     """
 
     def __init__(self, cfg: DictConfig):
@@ -73,7 +74,8 @@ class Cell:
             "micro_batch": cfg.micro_batch,
         }
         self.key = store.key(self.steps_facts)
-        self.norm = cfg.norm._target_.rsplit(".", 1)[-1].lower()
+        self.norm = attack["norm"]["_target_"].rsplit(".", 1)[-1].lower()
+        self.recorded = 1 if attack["record"] == "last" else int(attack["steps"])
         self.label = f"{self.name}-{cfg.source}-{self.norm}-{self.key}"
 
     def identity(self, model: str) -> dict[str, Any]:
@@ -195,7 +197,7 @@ def shard_manifest(cell: Cell, images: Candidates) -> dict[str, Any]:
     """What a valid shard of this cell must say of itself."""
     return {
         "key": cell.key,
-        "steps": cell.cfg.attack.steps,
+        "steps": cell.recorded,
         "images": {name: images.digest(i) for i, name in enumerate(images.ids)},
     }
 
@@ -221,7 +223,7 @@ def attack_images(cell: Cell, images: Candidates) -> None:
     model = cell.build(cfg.source)
     attack: Attack = instantiate(cell.steps_facts["attack"])
     draws = Draws(cfg.seed)
-    total = len(missing) * attack.steps
+    total = len(missing) * cell.recorded
     with tqdm(
         total=total, desc=f"attack {cell.label[:-13]}", unit="step", leave=False, disable=None
     ) as bar:
@@ -229,15 +231,20 @@ def attack_images(cell: Cell, images: Candidates) -> None:
             x = to_device(part.pixels, cfg)
             y = torch.from_numpy(part.labels).to(x.device)
 
-            def frames(part: Candidates, x: Tensor, y: Tensor) -> Iterator[np.ndarray]:
+            made = {"facts": cell.steps_facts, "made_with": made_with(cfg)}
+            manifest = shard_manifest(cell, part) | made
+
+            def frames(
+                part: Candidates, x: Tensor, y: Tensor, manifest: dict[str, Any]
+            ) -> Iterator[np.ndarray]:
                 ids = part.ids
                 for delta in perturbations(attack, model, x, y, ids, draws, cfg.micro_batch):
                     yield to_frame(part.pixels, delta, attack.norm)
                     bar.update()
+                if attack.stop is not None:
+                    manifest["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
-            made = {"facts": cell.steps_facts, "made_with": made_with(cfg)}
-            manifest = shard_manifest(cell, part) | made
-            steps.write_shard(path, part.pixels, frames(part, x, y), manifest)
+            steps.write_shard(path, part.pixels, frames(part, x, y, manifest), manifest)
 
 
 def device_name(cfg: DictConfig) -> str:
@@ -257,7 +264,7 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
     source, models = cell.build(cfg.source), {name: cell.build(name) for name in targets}
     parts: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths", "confidence")}
     shards = list(cell.shards(images))
-    total = len(shards) * cfg.attack.steps
+    total = len(shards) * cell.recorded
     with tqdm(
         total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False, disable=None
     ) as bar:
@@ -313,6 +320,7 @@ def result(cell: Cell, target: str) -> dict[str, Any]:
         "last_step_percent": 100 * float((margins[-1] > 0).mean()),
         "mean_l2": float(lengths[chosen, np.arange(len(chosen))].mean()),
         "source_confidence": float(np.median(arrays["confidence"])),
+        "below_tau": below_tau(cell),
         "margins": path.name,
         "margins_sha256": store.sha256(path),
         "config": plain(cell.cfg),
@@ -325,6 +333,13 @@ def result(cell: Cell, target: str) -> dict[str, Any]:
 def made_with(cfg: DictConfig) -> dict[str, Any]:
     """Device, threads, versions and commit of this run."""
     return {"device": device_name(cfg), "threads": cfg.threads, **store.provenance()}
+
+
+def below_tau(cell: Cell) -> int | None:
+    """How many images never reached ‖δ‖₂ = τ; None for an attack that has no τ."""
+    shards = sorted((cell.root / "steps" / cell.label).glob("*.json"))
+    found = [(store.read_json(path) or {}).get("below_tau") for path in shards]
+    return sum(count or 0 for count in found) if any(c is not None for c in found) else None
 
 
 def attacked_with(cell: Cell) -> dict[str, Any]:

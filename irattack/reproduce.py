@@ -9,7 +9,7 @@ import sys
 from itertools import product
 from typing import Any
 
-from irattack.cli import one_sentence, show_whole_config
+from irattack.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     from hydra import compose, initialize_config_dir
@@ -36,6 +36,32 @@ def load_table(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in table.items()}
 
 
+def select(
+    legs: list[dict[str, list]], overrides: list[str]
+) -> tuple[list[dict[str, list]], list[str]]:
+    """Applies the overrides that name what a table lists: they select among its cells.
+
+    Returns the products that are left, and the overrides that are settings of every cell.
+    """
+    others = []
+    for text in overrides:
+        key, _, given = text.partition("=")
+        listed = [str(value) for leg in legs for value in leg.get(key, [])]
+        if not listed:
+            others.append(text)
+            continue
+        wanted = given.strip("[]").split(",")
+        for value in wanted:
+            if value not in listed:
+                raise unknown(f"{key} of this table", value, dict.fromkeys(listed))
+        legs = [
+            {**leg, key: [value for value in leg[key] if str(value) in wanted]}
+            for leg in legs
+            if any(str(value) in wanted for value in leg.get(key, []))
+        ]
+    return legs, others
+
+
 def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
     """The cells of one product of a table, in the order of the paper."""
     cells: dict[str, Cell] = {}  # by key: an override can make two cells one
@@ -53,17 +79,18 @@ def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
 def main() -> None:
     """Runs the cells that are missing and prints the table."""
     name, overrides = sys.argv[1], sys.argv[2:]
-    show_whole_config()
+    tidy_arguments()
     register_resolvers()
     with one_sentence():
         table = load_table(name)
         if overrides:
             name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in overrides)])
-        overrides = [f"targets={table['targets']}", *table.get("overrides", []), *overrides]
         legs = [
             {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
             for leg in table["cells"]
         ]
+        legs, overrides = select(legs, overrides)
+        overrides = [f"targets={table['targets']}", *table.get("overrides", []), *overrides]
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             cells = [cells_of(leg, overrides) for leg in legs]
         for leg, of_leg in zip(legs, cells, strict=True):

@@ -1,12 +1,19 @@
 """Checks of a configuration before anything is computed, and the values Hydra computes for it."""
 
 import math
+import re
+from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
 
 import torch
+from hydra import compose
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from irattack.cli import one_sentence
 from irattack.errors import InputError, unknown
 from irattack.losses import LOSSES
 from irattack.models import zoo
@@ -64,6 +71,9 @@ def check(cfg: DictConfig) -> None:
         raise InputError(
             f"eps={cfg.eps}: expected a radius in (0, 1] for images in [0, 1], such as 8/255."
         )
+    for name, least in (("c", 0), ("p", 1), ("tau", 1e-6)):
+        if number(cfg[name], name) < least:
+            raise InputError(f"{name}={cfg[name]}: expected a number of {least} or more.")
     for name in ("steps", "samples", "cells", "grid", "images", "micro_batch", "block", "threads"):
         if type(cfg[name]) is not int or cfg[name] < 1:
             raise InputError(f"{name}={cfg[name]}: expected a whole number of 1 or more.")
@@ -94,6 +104,26 @@ def check(cfg: DictConfig) -> None:
         raise InputError(
             "device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto."
         )
+
+
+def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
+    """Those of the given settings of an attack that this attack does not use."""
+    used = OmegaConf.to_yaml(cfg.attack, resolve=False)
+    own = ("lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau", "norm")
+    names = [text.split("=")[0] for text in given]
+    return [name for name in names if name in own and not re.search(rf"\$\{{{name}\b", used)]
+
+
+class CheckAll(Callback):
+    """Checks every combination of a multirun before the first of them runs."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the program if one of the combinations cannot be used."""
+        with one_sentence():
+            given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+            combinations = BasicSweeper.split_arguments(given, max_batch_size=None)[0]
+            for choice in combinations:
+                check(compose("config", overrides=list(choice)))
 
 
 def check_skips(cfg: DictConfig) -> None:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from irattack.data import photos
@@ -76,6 +76,14 @@ def accuracy(model: torch.nn.Module, split: str) -> tuple[float, float]:
     return correct.item(), probability.gather(1, y[:, None]).median().item()
 
 
+def trained(name: str, folder: Path) -> torch.nn.Module:
+    """A network with the weights that this training wrote to `folder`, frozen."""
+    model = build("photos", name, pretrained=False)
+    assert isinstance(model, Network)
+    model.body.load_state_dict(load_file(folder / f"{name}.safetensors"))
+    return model.eval().requires_grad_(False)
+
+
 def train(name: str, cfg: DictConfig) -> None:
     """Trains one network and saves its weights; a secured one against its static teachers."""
     torch.set_num_threads(1)
@@ -84,7 +92,8 @@ def train(name: str, cfg: DictConfig) -> None:
     model = model.to(memory_format=torch.channels_last)
     assert isinstance(model, Network)
     secured = cfg.secured.get(name)
-    teachers = [build("photos", teacher) for teacher in secured.teachers] if secured else []
+    names = secured.teachers if secured else []
+    teachers = [trained(teacher, Path(cfg.output)) for teacher in names]
     crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour, cfg.noise)
     lr = cfg.lr_plain if name in cfg.plain else cfg.lr
     optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=cfg.weight_decay)

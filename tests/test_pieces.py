@@ -29,7 +29,7 @@ from irattack.pieces import (
 )
 from irattack.pipeline import plain
 from irattack.randomness import Draws
-from irattack.settings import register_resolvers
+from irattack.settings import check, register_resolvers
 from irattack.skip import SkipGradient
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
@@ -338,3 +338,44 @@ def test_an_uncovered_border_is_in_no_set() -> None:
     assert not pixels[1][:15, :15].any()
     assert pixels[1][15:].all()
     assert pixels[1][:, 15:].all()
+
+
+# --- every attack, norm and source ---------------------------------------------------------------
+
+ATTACKS = sorted({path.stem for path in (zoo.CONF / "attack").glob("*.yaml")} - {"base"})
+
+
+def flat(model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:
+    """A forward hook that makes the gradient exactly zero."""
+    return 0 * logits + torch.arange(logits.shape[1])
+
+
+@pytest.mark.parametrize("source", zoo.names("photos"))
+def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
+    model = zoo.build("photos", source)
+    x = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    y, ids = torch.tensor([1, 2]), list("ab")
+    no_skips = source in ("alexnet", "vgg16") or source.startswith("inception_v")
+    refuses = {"sgm", "sgmir", "hybridir"} if no_skips else set()
+    for name, norm in product(ATTACKS, ("linf", "l2")):
+        small = ["steps=2", "samples=2", "benchmark.copies=2", "benchmark.relaxed.steps=2"]
+        choice = [f"attack={name}", f"norm={norm}", f"source={source}", *small]
+        cfg = compose("config", overrides=choice)
+        if name in refuses:
+            with pytest.raises(InputError, match="needs skip connections"):
+                check(cfg)
+            continue
+        check(cfg)
+        attack = composed(*choice)
+        for hook in (None, flat):
+            handle = model.register_forward_hook(hook) if hook else None
+            steps = list(perturbations(attack, model, x, y, ids, Draws(0)))
+            assert len(steps) == attack.recorded
+            for delta in steps:
+                assert torch.isfinite(delta).all()
+                assert (x + delta).min() >= 0
+                assert (x + delta).max() <= 1
+            if handle:
+                handle.remove()
+            else:
+                assert steps[-1].flatten(1).any(dim=1).all()

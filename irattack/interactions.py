@@ -1,0 +1,186 @@
+"""Interactions inside perturbations of networks, at the level of grid cells (Appendices F, G, L).
+
+The players are the L x L cells of an image. v(S) = max_{y' ≠ y} h_{y'}(x + δ^(S)) − h_y(x + δ^(S)),
+the margin when only the cells in S are perturbed. Every measure is a list of sets whose margins
+are taken in micro-batches: memory is bounded for any L, number of sets and images.
+
+All measures are of a cell's contribution v(Λ) − v(Λ∖S) − v(S) + v(∅), without 1 / (L² − 1): the
+`plain` value. `per_pair` turns it into the mean over pairs of cells.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from irattack.losses import margin, strongest_rival
+from irattack.objective import to_pixels
+from irattack.randomness import Draws
+
+Sets = Callable[[Tensor, Tensor], Tensor]  # images (b,), numbers of sets (b,) -> (b, L, L) bool
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value for each image and its standard error, both (B, …) float64; 0 where it is exact."""
+
+    value: Tensor
+    error: Tensor
+
+
+@torch.no_grad()
+def utilities(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    sets: Sets,
+    count: int,
+    micro_batch: int = 256,
+    rival: Tensor | None = None,
+) -> Tensor:
+    """v(S) of sets 0 … count − 1 of each image, (B, count) float64.
+
+    Args:
+        x, delta: (B, C, H, W), y: (B,).
+        sets: called with images and numbers of sets, gives the sets.
+        rival: y' of each image (B,); None for the maximum of each S (Section 3.1).
+    """
+    values = torch.empty(len(x) * count, dtype=torch.float64)
+    for part in torch.arange(len(x) * count).split(micro_batch):
+        image = part // count
+        present = to_pixels(sets(image, part % count).to(x.device), x.shape[-2], x.shape[-1])
+        where = image.to(x.device)
+        logits = model(x[where] + delta[where] * present[:, None])
+        chosen = None if rival is None else rival[where]
+        values[part] = margin(logits, y[where], chosen).double().cpu()
+    return values.view(len(x), count)
+
+
+def rivals(model: nn.Module, x: Tensor, delta: Tensor, y: Tensor) -> Tensor:
+    """argmax_{y' ≠ y} h_{y'}(x + δ), the fixed y' of the attack's interaction loss, (B,)."""
+    with torch.no_grad():
+        return strongest_rival(model(x + delta), y)
+
+
+def contributions(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    grid: int,
+    micro_batch: int = 256,
+    rival: Tensor | None = None,
+) -> Tensor:
+    """v(Λ) − v(Λ∖{i}) − v({i}) + v(∅) = Σ_j I_ij of every cell (Eq. 28), (B, L, L), exact.
+
+    Takes 2 L² + 2 forward passes an image.
+    """
+    cells = grid**2
+
+    def sets(image: Tensor, number: Tensor) -> Tensor:
+        cell = torch.arange(cells) == (number % cells)[:, None]  # singles, complements, Λ, ∅
+        cell = cell & (number < 2 * cells)[:, None]
+        rest = (number >= cells) & (number <= 2 * cells)
+        return (cell ^ rest[:, None]).view(-1, grid, grid)
+
+    v = utilities(model, x, delta, y, sets, 2 * cells + 2, micro_batch, rival)
+    whole, empty = v[:, 2 * cells, None], v[:, 2 * cells + 1, None]
+    return (whole - v[:, cells : 2 * cells] - v[:, :cells] + empty).view(-1, grid, grid)
+
+
+def average(contribution: Tensor) -> Tensor:
+    """The mean over an image's cells of `contributions`, (B, L, L) -> (B,)."""
+    return contribution.flatten(1).mean(dim=1)
+
+
+def per_pair(plain: Tensor, grid: int, cells: int = 1) -> Tensor:
+    """The mean over pairs of cells (Eq. 28): plain / (s (L² − s)) for sets of s cells.
+
+    A set of s cells and its complement share s (L² − s) pairs, so that this is the mean over pairs
+    for any s if v has no interactions of more than two cells; for s = 1 always.
+    """
+    return plain / (cells * (grid**2 - cells))
+
+
+def sampled(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    ids: Sequence[str],
+    draws: Draws,
+    samples: int,
+    cells: int,
+    grid: int,
+    micro_batch: int = 256,
+    rival: Tensor | None = None,
+) -> Estimate:
+    """(1/K) Σ_k [v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅)] for K ≥ 2 random sets (Eq. 41), (B,).
+
+    Its mean over sets of one cell is `average`; of s cells, that of the loss of Eq. 42.
+    """
+    chosen = draws.subsets(ids, 0, samples, cells, grid)
+
+    def sets(image: Tensor, number: Tensor) -> Tensor:
+        drawn = chosen[image, number.clamp_max(2 * samples - 1) % samples]
+        drawn = drawn & (number < 2 * samples)[:, None, None]
+        rest = (number >= samples) & (number <= 2 * samples)
+        return drawn ^ rest[:, None, None]
+
+    v = utilities(model, x, delta, y, sets, 2 * samples + 2, micro_batch, rival)
+    whole, empty = v[:, 2 * samples, None], v[:, 2 * samples + 1, None]
+    each = whole - v[:, samples : 2 * samples] - v[:, :samples] + empty
+    return Estimate(each.mean(dim=1), each.std(dim=1) / samples**0.5)
+
+
+def neighbour_map(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    ids: Sequence[str],
+    draws: Draws,
+    samples: int,
+    grid: int,
+    micro_batch: int = 256,
+    rival: Tensor | None = None,
+) -> Estimate:
+    """E_{j ∈ N_i}[I_ij] of every cell i and its up to four neighbours (Figures 2, 8), (B, L, L).
+
+    I_ij is Eq. 26 with its sum over contexts S sampled: |S| uniform in 0 … L² − 2, then S uniform
+    among sets of that size. Takes 8 L (L − 1) K forward passes an image, K ≥ 2 `samples`.
+    """
+    cells = grid**2
+    number = torch.arange(cells).view(grid, grid)
+    pairs = torch.cat(
+        [
+            torch.stack([number[:, :-1].flatten(), number[:, 1:].flatten()], dim=1),
+            torch.stack([number[:-1].flatten(), number[1:].flatten()], dim=1),
+        ]
+    )
+    order = draws.uniform(ids, 0, "contexts", (samples, cells))
+    size = (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
+
+    def sets(image: Tensor, which: Tensor) -> Tensor:
+        corner, which = which % 4, which // 4  # 4 sets for each pair and context
+        pair, context = pairs[which // samples], which % samples
+        rank = order[image, context].clone()
+        rank.scatter_(1, pair, 2.0)  # i and j come last, so that they are in no context
+        chosen = rank.argsort(dim=1).argsort(dim=1) < size[image, context][:, None]
+        chosen.scatter_(1, pair[:, :1], (corner & 1).bool()[:, None])
+        chosen.scatter_(1, pair[:, 1:], (corner & 2).bool()[:, None])
+        return chosen.view(-1, grid, grid)
+
+    v = utilities(model, x, delta, y, sets, 4 * len(pairs) * samples, micro_batch, rival)
+    neither, first, second, both = v.view(len(x), len(pairs), samples, 4).unbind(dim=-1)
+    each = both - second - first + neither  # (B, pairs, K)
+    total = torch.zeros(len(x), cells, samples, dtype=torch.float64)
+    degree = torch.zeros(cells, dtype=torch.float64)
+    for column in pairs.unbind(dim=1):
+        total.index_add_(1, column, each)
+        degree.index_add_(0, column, torch.ones(len(pairs), dtype=torch.float64))
+    mean = total / degree[:, None]  # over the neighbours, for each context
+    error = mean.std(dim=2) / samples**0.5
+    return Estimate(mean.mean(dim=2).view(-1, grid, grid), error.view(-1, grid, grid))
