@@ -51,3 +51,10 @@ def gain_interval(ours: np.ndarray, baseline: np.ndarray) -> tuple[float, float,
     half = stats.norm.ppf((1 + LEVEL) / 2) * math.sqrt(up + down - (up - down) ** 2 / total) / total
     gain = (won - lost) / n
     return 100 * gain, 100 * max(centre - half, -1.0), 100 * min(centre + half, 1.0)
+
+
+def mean_interval(values: np.ndarray) -> tuple[float, float, float]:
+    """The mean of (N,) values and its 95 % interval (Student's t)."""
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * stats.sem(values)
+    mean = float(values.mean())
+    return mean, mean - float(half), mean + float(half)

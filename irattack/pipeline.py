@@ -26,7 +26,7 @@ from irattack.norms import Norm
 from irattack.randomness import Draws
 
 VERSION = 1  # raise it when the same configuration starts to give other perturbations
-FORMAT = 2  # raise it when results hold something else
+FORMAT = 3  # raise it when results hold something else
 PRECISION = "float32, TF32 off"
 
 
@@ -126,6 +126,12 @@ def full_precision() -> None:
     """Makes PRECISION true: without this, cuDNN's convolutions run in TF32."""
     torch.backends.cuda.matmul.allow_tf32 = False
     torch.backends.cudnn.allow_tf32 = False
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Sets what every computation depends on: threads and precision."""
+    torch.set_num_threads(cfg.threads)
+    full_precision()
 
 
 def device(cfg: DictConfig) -> torch.device:
@@ -257,12 +263,16 @@ def device_name(cfg: DictConfig) -> str:
 def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> None:
     """Margins of every step on the targets: reads the step cache once, writes (T, N) a target.
 
-    Beside them go the L2 lengths of the perturbations, in units of [0, 1] images, and the
-    probability p_y that the source gives to the true class of each clean image, (N,).
+    Beside them go the margins of the clean images, (N,), the L2 lengths of the perturbations, in
+    units of [0, 1] images, and the probability p_y that the source gives to the true class of each
+    clean image, (N,).
     """
     cfg = cell.cfg
     source, models = cell.build(cfg.source), {name: cell.build(name) for name in targets}
-    parts: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths", "confidence")}
+    unperturbed = {name: f"clean {name}" for name in targets}
+    parts: dict[str, list[np.ndarray]] = {
+        name: [] for name in (*targets, *unperturbed.values(), "lengths", "confidence")
+    }
     shards = list(cell.shards(images))
     total = len(shards) * cell.recorded
     with tqdm(
@@ -273,6 +283,8 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
             y = torch.from_numpy(part.labels).to(clean.device)
             probability = source(clean).softmax(dim=1).gather(1, y[:, None])[:, 0]
             parts["confidence"].append(probability.cpu().numpy())
+            for name, model in models.items():
+                parts[unperturbed[name]].append(margin(model(clean), y).cpu().numpy())
             measured: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths")}
             for frame in steps.read_shard(path, part.pixels):
                 x = to_device(frame, cfg)
@@ -288,6 +300,7 @@ def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> N
         store.write_arrays(
             path,
             margins=whole[name],
+            clean=whole[unperturbed[name]],
             lengths=whole["lengths"],
             confidence=whole["confidence"],
         )
@@ -362,8 +375,7 @@ def is_measured(cell: Cell, target: str) -> bool:
 
 def run(cell: Cell) -> pd.DataFrame:
     """Does whatever is missing of a cell and returns its rows, one a target."""
-    torch.set_num_threads(cell.cfg.threads)
-    full_precision()
+    prepare(cell.cfg)
     missing = [name for name in cell.targets if not is_measured(cell, name)]
     if missing:
         images = chosen_images(cell)

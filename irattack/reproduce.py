@@ -24,6 +24,7 @@ with one_sentence():
 
 
 BASIC = ("norm", "source", "attack")
+ELSEWHERE = ("output", "device", "threads")  # settings that change where, not what
 
 
 def load_table(name: str) -> dict[str, Any]:
@@ -84,7 +85,8 @@ def main() -> None:
     with one_sentence():
         table = load_table(name)
         if overrides:
-            name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in overrides)])
+            kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+            name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
         legs = [
             {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
             for leg in table["cells"]

@@ -7,7 +7,7 @@ import os
 import platform
 import subprocess
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -49,6 +49,12 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a binary file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -73,6 +79,22 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that `write_arrays` wrote."""
     return safetensors.numpy.load_file(path)
+
+
+def remembered(
+    path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """The arrays at `path` if they are whole and of these facts; else computes and keeps them."""
+    card = path.with_suffix(".json")
+    found = read_json(card)
+    if found is not None and found.get("facts") == facts and path.is_file():
+        if found.get("sha256") == sha256(path):
+            return read_arrays(path)
+    card.unlink(missing_ok=True)
+    arrays = compute()
+    write_arrays(path, **arrays)
+    write_json(card, {"facts": facts, "sha256": sha256(path), "made_with": provenance()})
+    return arrays
 
 
 @cache

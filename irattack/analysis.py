@@ -1,0 +1,104 @@
+"""What is measured on cached perturbations: interactions and transfer utility (Section 3.2).
+
+Interactions are of the last step of an attack, on its source, at the level of grid cells. Like all
+stages this one reads the step cache and keeps what it finds under a hash of all that decides it.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from irattack import evaluation, interactions, pipeline, steps, store
+from irattack.data.images import Candidates
+from irattack.norms import l2_length
+from irattack.pipeline import Cell
+
+VERSION = 1  # raise it when the same configuration starts to give other values
+
+
+@dataclass(frozen=True)
+class Last:
+    """The images of a cell and their perturbation at its last step.
+
+    Attributes:
+        images: as 8-bit pixels. x: (N, C, H, W) in [0, 1]. y: (N,). delta: (N, C, H, W).
+    """
+
+    images: Candidates
+    x: Tensor
+    y: Tensor
+    delta: Tensor
+
+
+def last_step(cell: Cell) -> Last:
+    """Reads the last step of an attack from the step cache; runs the attack where it is missing."""
+    images = pipeline.chosen_images(cell)
+    pipeline.attack_images(cell, images)
+    frames = []
+    for path, part in cell.shards(images):
+        *_, frame = steps.read_shard(path, part.pixels)
+        frames.append(pipeline.to_device(frame, cell.cfg))
+    x = pipeline.to_device(images.pixels, cell.cfg)
+    y = torch.from_numpy(images.labels).to(x.device)
+    return Last(images, x, y, torch.cat(frames) - x)
+
+
+def of_length(delta: Tensor, length: float) -> Tensor:
+    """Perturbations of one L2 length, (B, C, H, W); zero stays zero."""
+    return delta * (length / l2_length(delta).clamp_min(1e-12))
+
+
+def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
+    """Σ_j I_ij of every cell i of the grid at the last step (Eq. 28), (N, L, L).
+
+    Args:
+        length: scale each δ to this ‖δ‖₂ first, in units of [0, 1] images; None for as it is.
+            Interactions grow with the perturbation, so that attacks compare at equal length only.
+    """
+    cfg = cell.cfg
+    facts = {"version": VERSION, "key": cell.key, "grid": cfg.grid, "length": length}
+    name = f"contributions-{store.key(facts)}.safetensors"
+
+    def compute() -> dict[str, np.ndarray]:
+        last = last_step(cell)
+        delta = last.delta if length is None else of_length(last.delta, length)
+        model = cell.build(cfg.source)
+        found = interactions.contributions(
+            model, last.x, delta, last.y, cfg.grid, cfg.micro_batch
+        )
+        return {"contributions": found.numpy()}
+
+    pipeline.prepare(cfg)
+    path = cell.root / "interactions" / cell.label / name
+    return store.remembered(path, facts, compute)["contributions"]
+
+
+def average_interaction(cell: Cell, length: float | None = None) -> np.ndarray:
+    """The average interaction of each image's perturbation, without 1/(L² − 1), (N,)."""
+    return contributions(cell, length).mean(axis=(1, 2))
+
+
+def transfer_utility(cell: Cell, target: str) -> np.ndarray:
+    """The margin of x + δ minus that of x on a target (Section 3.2), every step, (T, N)."""
+    arrays = store.read_arrays(cell.margins_path(target))
+    return arrays["margins"] - arrays["clean"]
+
+
+def interaction_records(cell: Cell, length: float | None = None) -> dict[str, Any]:
+    """The average interaction of a cell as a table row, in both scalings."""
+    plain = average_interaction(cell, length)
+    mean, low, high = evaluation.mean_interval(plain)
+    return {
+        "source": cell.cfg.source,
+        "attack": cell.method,
+        "norm": cell.norm,
+        "n": len(plain),
+        "grid": cell.cfg.grid,
+        "average_interaction": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "per_pair": mean / (cell.cfg.grid**2 - 1),
+    }

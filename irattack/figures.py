@@ -1,0 +1,411 @@
+"""The paper's figures, drawn from what is on disk. Each is PNG, PDF and the data behind it as CSV.
+
+A figure is a function of its definition (conf/figure) and its cells that returns what to print.
+"""
+
+import io
+import textwrap
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import seaborn as sns
+import torch
+from matplotlib.figure import Figure
+from scipy import stats
+
+from irattack import analysis, evaluation, hessian, interactions, losses, pipeline, store
+from irattack.pipeline import Cell
+from irattack.randomness import Draws
+from irattack.propositions import measured
+from irattack.report import NAMES, method_name
+
+Definition = dict[str, Any]
+STYLE = {
+    "figure.dpi": 200,
+    "font.size": 8,
+    "axes.titlesize": 8,
+    "axes.labelsize": 8,
+    "legend.fontsize": 7,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "lines.linewidth": 1.3,
+    "pdf.fonttype": 42,
+}
+MARKERS = "osD^vPX*"
+
+
+def title(model: str) -> str:
+    """How a figure writes a model."""
+    return NAMES.get(model, model)
+
+
+def panels(count: int, columns: int, width: float = 1.75, height: float = 1.7) -> tuple[Any, list]:
+    """A figure of `count` panels, at most `columns` in a row; sizes in inches a panel."""
+    rows = -(-count // columns)
+    columns = min(count, columns)
+    figure, axes = plt.subplots(
+        rows,
+        columns,
+        figsize=(width * columns, height * rows + 0.5),
+        squeeze=False,
+        layout="constrained",
+    )
+    for empty in axes.flat[count:]:
+        empty.set_axis_off()
+    return figure, list(axes.flat[:count])
+
+
+def legend_below(figure: Figure, axes: Sequence[Any], columns: int) -> None:
+    """One legend for all panels, under them, where it covers no data."""
+    labels: dict[str, Any] = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
+            labels.setdefault(label, handle)
+    figure.legend(
+        list(labels.values()),
+        list(labels),
+        loc="outside lower center",
+        ncols=columns,
+        frameon=False,
+    )
+
+
+def save(
+    name: str, definition: Definition, cells: Sequence[Cell], figure: Figure, data: pd.DataFrame
+) -> str:
+    """Writes outputs/<benchmark>/figures/<name>.{png,pdf,csv}; returns what to print."""
+    folder = cells[0].root / "figures"
+    caption = f"{definition['title']}. {setting(definition, cells)}"
+    figure.suptitle("\n".join(wrap(caption, figure.get_figwidth())), fontsize=6.5, x=0.01, ha="left")
+    for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
+        buffer = io.BytesIO()
+        figure.savefig(buffer, format=kind, metadata=metadata)
+        store.write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+    plt.close(figure)
+    store.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
+    return f"{caption}\nWritten to {folder}: {name}.png, {name}.pdf, {name}.csv"
+
+
+def wrap(text: str, inches: float) -> list[str]:
+    """Lines of a caption that fit a figure of this width."""
+    return textwrap.wrap(text, int(22 * inches))
+
+
+def setting(definition: Definition, cells: Sequence[Cell]) -> str:
+    """On which benchmark, protocol and number of images a figure was made."""
+    cfg = cells[0].cfg
+    note = definition.get("note", "")
+    settings = (
+        f"benchmark={cfg.benchmark.name}, protocol={cfg.protocol.name}, n = {cfg.images} images, "
+        f"ε = {cfg.eps}, {cfg.steps} steps"
+    )
+    return f"{settings}. {note}".strip()
+
+
+def success_by_step(cell: Cell, target: str) -> np.ndarray:
+    """Success rate (%) at every step, (T,)."""
+    return 100 * (store.read_arrays(cell.margins_path(target))["margins"] > 0).mean(axis=1)
+
+
+def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Interaction against transfer utility, a point for each weight c of the relaxed attack."""
+    records = []
+    for cell in cells:
+        average = analysis.average_interaction(cell)
+        stopped = cell.cfg.images - (pipeline.below_tau(cell) or 0)
+        for target in cell.targets:
+            if same_family(cell.cfg.source, target):
+                continue
+            utility = analysis.transfer_utility(cell, target)[-1]
+            records.append(
+                {
+                    "source": cell.cfg.source,
+                    "target": target,
+                    "p": cell.cfg.p,
+                    "c": cell.cfg.c,
+                    "n": len(average),
+                    "reached_tau": stopped,
+                    "interaction": average.mean(),
+                    "transfer_utility": utility.mean(),
+                }
+            )
+    data = pd.DataFrame(records)
+    groups = list(data.groupby(["p", "source", "target"], sort=False))
+    figure, axes = panels(len(groups), 4)
+    colours = dict(zip(data.p.unique(), sns.color_palette("colorblind"), strict=False))
+    lines = []
+    for axis, ((p, source, target), group) in zip(axes, groups, strict=True):
+        x, y = group.interaction, group.transfer_utility
+        sns.regplot(x=x, y=y, ax=axis, color=colours[p], scatter_kws={"s": 12}, seed=0)
+        fit = stats.pearsonr(x, y)
+        axis.set_title(
+            f"{title(source)} → {title(target)}, p = {p}\n"
+            f"r = {fit.statistic:.2f} (p = {fit.pvalue:.2g}, n = {len(x)})"
+        )
+        axis.set_xlabel("average interaction (logits)")
+        axis.set_ylabel("transfer utility (logits)")
+        lines.append((p, title(source), title(target), fit.statistic, fit.pvalue, len(x)))
+    table = pd.DataFrame(lines, columns=["p", "source", "target", "r", "p-value", "points"])
+    never = data.n - data.reached_tau
+    note = (
+        f"τ = {cells[0].cfg.tau}; images that never reached ‖δ‖₂ = τ: {never.max()} of "
+        f"{data.n.max()} at most in a point"
+    )
+    written = save(name, definition | {"note": note}, cells, figure, data)
+    return f"{table.to_markdown(index=False, floatfmt='.2g', tablefmt='simple')}\n\n{written}"
+
+
+def same_family(source: str, target: str) -> bool:
+    """Whether both are ResNets or both DenseNets; the paper crosses the families in Figure 1."""
+    return source.rstrip("0123456789") == target.rstrip("0123456789")
+
+
+def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Image, perturbation and neighbour-interaction map, with and without the interaction loss."""
+    rows = definition["images"]
+    data, drawn = [], []
+    for cell in cells:
+        last = analysis.last_step(cell)
+        model = cell.build(cell.cfg.source)
+        pick = slice(0, rows)
+        found = interactions.neighbour_map(
+            model,
+            last.x[pick],
+            last.delta[pick],
+            last.y[pick],
+            last.images.ids[pick],
+            Draws(cell.cfg.seed),
+            definition["contexts"],
+            cell.cfg.grid,
+            cell.cfg.micro_batch,
+        )
+        drawn.append((last, found.value.numpy()))
+        for image, value, error in zip(last.images.ids, found.value, found.error, strict=False):
+            for (row, column), number in np.ndenumerate(value.numpy()):
+                record = (cell.method, image, row, column, number, error[row, column].item())
+                data.append(record)
+    limit = max(float(np.abs(maps).max()) for _, maps in drawn)
+    columns = 1 + 2 * len(cells)
+    figure, axes = panels(rows * columns, columns, width=1.25, height=1.2)
+    grid = np.array(axes).reshape(rows, columns)
+    for image in range(rows):
+        clean = drawn[0][0].images.pixels[image].transpose(1, 2, 0)
+        grid[image, 0].imshow(clean, interpolation="nearest")
+        for k, (last, maps) in enumerate(drawn):
+            delta = last.delta[image].permute(1, 2, 0).cpu().numpy()
+            eps = np.abs(delta).max()
+            grid[image, 1 + 2 * k].imshow(delta / (2 * eps) + 0.5, interpolation="nearest")
+            shown = grid[image, 2 + 2 * k].imshow(
+                maps[image], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
+            )
+    labels = ["image"]
+    for cell in cells:
+        labels += [f"{method_name(cell.method)}: δ", f"{method_name(cell.method)}: interactions"]
+    for axis, label in zip(grid[0], labels, strict=True):
+        axis.set_title(label)
+    for axis in axes:
+        axis.set_xticks([])
+        axis.set_yticks([])
+    figure.colorbar(shown, ax=axes, shrink=0.6, label="E[I_ij] over neighbours j (logits)")
+    columns_ = ["attack", "image", "row", "column", "interaction", "standard_error"]
+    frame = pd.DataFrame(data, columns=columns_)
+    note = (
+        f"source {title(cells[0].cfg.source)}, {cells[0].cfg.grid} x {cells[0].cfg.grid} cells, "
+        f"{definition['contexts']} contexts a pair, median standard error "
+        f"{frame.standard_error.median():.2g}; δ scaled to its largest value"
+    )
+    mean = frame.groupby("attack", sort=False).interaction.mean()
+    text = ", ".join(f"{method_name(str(k))} {v:+.4f}" for k, v in mean.items())
+    return f"Mean over cells and images: {text}\n" + save(
+        name, definition | {"note": note}, cells, figure, frame
+    )
+
+
+def fig3a(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Success rate of IR against λ, a line for each target."""
+    data = pd.concat([pipeline.rows(c).assign(lam=float(c.cfg.lam)) for c in cells])
+    sources = list(data.source.unique())
+    figure, axes = panels(len(sources), 2, width=3.4, height=2.4)
+    colours = sns.color_palette("colorblind")
+    for axis, source in zip(axes, sources, strict=True):
+        of_source = data[data.source == source]
+        for k, (target, group) in enumerate(of_source.groupby("target", sort=False)):
+            axis.errorbar(
+                group.lam,
+                group.success_rate_percent,
+                yerr=[
+                    group.success_rate_percent - group.ci_low,
+                    group.ci_high - group.success_rate_percent,
+                ],
+                label=title(str(target)),
+                color=colours[k % len(colours)],
+                marker=MARKERS[k % len(MARKERS)],
+                markersize=3.5,
+                elinewidth=0.5,
+            )
+        axis.set(title=f"source {title(source)}", xlabel="λ", ylabel="success rate (%)")
+        axis.set_xscale("symlog", linthresh=0.1, linscale=0.5)
+        ticks = sorted(set(of_source.lam))
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_ylim(bottom=0)
+    legend_below(figure, axes, 7)
+    return save(name, definition, cells, figure, data)
+
+
+def curves(cells: Sequence[Cell]) -> pd.DataFrame:
+    """Success rate (%) of every cell, target and step, and the steps chosen by leave-one-out."""
+    records = []
+    for cell in cells:
+        for target in cell.targets:
+            margins = store.read_arrays(cell.margins_path(target))["margins"]
+            chosen = evaluation.chosen_steps(margins > 0) + 1
+            usual = int(np.bincount(chosen).argmax())
+            for step, percent in enumerate(success_by_step(cell, target), start=1):
+                where = (cell.cfg.source, cell.method, target, len(chosen), step, percent)
+                records.append((*where, usual))
+    columns = ["source", "attack", "target", "n", "step", "success_rate_percent", "chosen_step"]
+    return pd.DataFrame(records, columns=columns)
+
+
+def fig3b(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Success of the interaction loss alone at every step, noise of the same ε as baseline."""
+    data = curves(cells)
+    alone = data[data.attack != "noise"]
+    noise = data[data.attack == "noise"].set_index(["source", "target"]).success_rate_percent
+    pairs = list(alone.groupby(["source", "target"], sort=False))
+    figure, axes = panels(len(pairs), 7, width=1.3, height=1.5)
+    blue, orange = sns.color_palette("colorblind")[:2]
+    for axis, ((source, target), group) in zip(axes, pairs, strict=True):
+        axis.plot(group.step, group.success_rate_percent, color=blue, label="interaction loss only")
+        axis.axhline(noise[source, target], color=orange, ls="--", label="ε · sign(noise)")
+        axis.set_title(f"{title(source)} → {title(target)}", fontsize=7)
+        axis.set_ylim(0, 1.1 * alone.success_rate_percent.max())
+        axis.set_xlabel("step")
+    for axis in axes[::7]:
+        axis.set_ylabel("success rate (%)")
+    legend_below(figure, axes[:1], 2)
+    return save(name, definition, cells, figure, data)
+
+
+def fig7(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Success at every step, the step that leave-one-out chooses for most images marked."""
+    data = curves(cells)
+    pairs = list(data.groupby(["source", "target"], sort=False))
+    figure, axes = panels(len(pairs), 4)
+    colours = sns.color_palette("colorblind")
+    for axis, ((source, target), of_pair) in zip(axes, pairs, strict=True):
+        for k, (attack, group) in enumerate(of_pair.groupby("attack", sort=False)):
+            steps, percent = group.step, group.success_rate_percent
+            axis.plot(steps, percent, color=colours[k], label=method_name(str(attack)))
+            chosen = group[group.step == group.chosen_step]
+            axis.plot(
+                *(chosen.step, chosen.success_rate_percent),
+                color=colours[k],
+                marker=MARKERS[k],
+                markersize=5,
+            )
+        axis.set(title=f"{title(source)} → {title(target)}", xlabel="step")
+        axis.set_ylabel("success rate (%)")
+        axis.set_ylim(0, 100)
+    legend_below(figure, axes[:1], 6)
+    return save(name, definition, cells, figure, data)
+
+
+def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
+    """H_ab and the ratios of Figure 4 on a source, with ReLU replaced, in float64."""
+    cfg, count = cell.cfg, definition["images"]
+    settings = {key: definition[key] for key in ("images", "columns", "beta")}
+    facts = {
+        "version": analysis.VERSION,
+        "images": cell.images_facts,
+        "source": cell.identity(cfg.source),
+        "settings": settings | {"seed": cfg.seed},
+    }
+
+    def compute() -> dict[str, np.ndarray]:
+        images = pipeline.chosen_images(cell).take(range(count))
+        model = hessian.smoothed(cell.build(cfg.source), definition["beta"]).double()
+        x = pipeline.to_device(images.pixels, cfg).double()
+        y = torch.from_numpy(images.labels).to(x.device)
+        draw = Draws(cfg.seed).uniform(images.ids, 0, "columns", (x[0].numel(),))
+        columns = draw.argsort(dim=1)[:, : definition["columns"]].tolist()
+        elements, ratio = hessian.measure(model, losses.cross_entropy, x, y, columns)
+        kept = {"element": elements.float(), "ratio": ratio}
+        return {name: values.flatten().cpu().numpy() for name, values in kept.items()}
+
+    pipeline.prepare(cfg)
+    path = cell.root / "interactions" / "hessian" / f"{cfg.source}-{store.key(facts)}.safetensors"
+    return store.remembered(path, facts, compute)
+
+
+def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Histograms of Hessian elements H_ab and of g_b H_bb / Σ_a g_a H_ab (Appendix E.2)."""
+    found = {}
+    for cell in cells:
+        found[cell.cfg.source] = hessian_of(cell, definition)
+    figure, axes = panels(2 * len(found), len(found), width=2.2)
+    colour = sns.color_palette("colorblind")[0]
+    data, lines = [], []
+    for k, (source, arrays) in enumerate(found.items()):
+        for row, what in enumerate(("element", "ratio")):
+            axis, values = axes[row * len(found) + k], arrays[what]
+            low, high = np.quantile(values, [0.005, 0.995])
+            counts, edges = np.histogram(values, bins=60, range=(low, high))
+            axis.stairs(counts, edges, fill=True, color=colour)
+            small = float((np.abs(values) < 1).mean())
+            label = "$H_{ab}$" if what == "element" else r"$g_bH_{bb}\,/\,\sum_a g_aH_{ab}$"
+            axis.set(title=f"{title(source)}: |·| < 1 for {small:.1%}", xlabel=label)
+            axis.set_ylabel("count")
+            lines.append((title(source), what, len(values), np.median(np.abs(values)), small))
+            data += [
+                (source, what, *bin_)
+                for bin_ in zip(edges[:-1], edges[1:], counts, strict=True)
+            ]
+    columns = ["source", "quantity", "from", "to", "count"]
+    summary = pd.DataFrame(lines, columns=["source", "of", "n", "median |·|", "share below 1"])
+    note = (
+        f"{definition['images']} of them here, {definition['columns']} columns b each, Softplus "
+        f"with β = {definition['beta']} for ReLU, cross-entropy; the outer 1 % is not drawn"
+    )
+    written = save(name, definition | {"note": note}, cells, figure, pd.DataFrame(data, columns=columns))
+    return summary.to_markdown(index=False, floatfmt=".3g", tablefmt="simple") + "\n\n" + written
+
+
+def fig5(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """Histograms of Σ_b I_ab over cells a: multi-step against single-step and against noise."""
+    records = []
+    for cell in cells:
+        found = measured(cell, definition, definition["loss"], equal=True)
+        for attack in ("multi", "single", "noise"):
+            values = found[attack].ravel()
+            records.append((cell.cfg.source, attack, values))
+    rivals = {"single": "single-step", "noise": "Gaussian noise"}
+    figure, axes = panels(2 * len(cells), 2, width=3.0)
+    blue, orange = sns.color_palette("colorblind")[:2]
+    data = []
+    for k, cell in enumerate(cells):
+        of_source = {attack: v for source, attack, v in records if source == cell.cfg.source}
+        for j, (rival, label) in enumerate(rivals.items()):
+            axis = axes[2 * k + j]
+            both = np.concatenate([of_source["multi"], of_source[rival]])
+            edges = np.linspace(*np.quantile(both, [0.005, 0.995]), 61)
+            for attack, shown, colour in (("multi", "multi-step", blue), (rival, label, orange)):
+                counts, _ = np.histogram(of_source[attack], bins=edges)
+                axis.stairs(counts, edges, color=colour, label=shown, lw=1.2, fill=False)
+                axis.axvline(of_source[attack].mean(), color=colour, ls=":", lw=1)
+                data += [
+                    (cell.cfg.source, label, shown, *b)
+                    for b in zip(edges[:-1], edges[1:], counts, strict=True)
+                ]
+            axis.set(title=f"{title(cell.cfg.source)}, multi-step and {label}")
+            axis.set(xlabel="interactions of a cell, Σ_b I_ab (logits)", ylabel="count")
+            axis.legend(frameon=False)
+    columns = ["source", "comparison", "attack", "from", "to", "count"]
+    frame = pd.DataFrame(data, columns=columns)
+    note = "Perturbations of equal ‖δ‖₂ for each image; dotted: means; the outer 1 % is not drawn"
+    return save(name, definition | {"note": note}, cells, figure, frame)

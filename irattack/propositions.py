@@ -1,0 +1,110 @@
+"""Propositions 1, 2 and 3 as statements to be tested: attacks as in their proofs.
+
+In the proofs gradients are neither signed nor normalised and nothing is clipped (Appendices E, I,
+J), so these perturbations do not pass through the 8-bit step cache.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from irattack import analysis, interactions, losses, pipeline, store
+from irattack.attack import Attack, perturbations
+from irattack.norms import Free
+from irattack.pieces import GaussianNoise, Momentum
+from irattack.pipeline import Cell
+from irattack.randomness import Draws
+
+CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
+    "1: multi-step ≥ single-step": ("multi", "single"),
+    "2: multi-step ≥ VR": ("multi", "vr"),
+    "3: multi-step ≥ revised MI": ("multi", "mi"),
+    "E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
+}
+
+
+def attacks(cfg: dict[str, Any]) -> dict[str, Attack]:
+    """The attacks of the proofs, from the settings of conf/figure/propositions.yaml.
+
+    multi    δ^m = α Σ_{t<m} ∇ℓ(h(x + δ^t), y)
+    single   δ = α m ∇ℓ(h(x), y)                         (Proposition 1)
+    vr       ∇ is the mean over x + δ + ξ                (Proposition 2)
+    mi       g^t = (t−1)/t g^{t−1} + ∇ / t               (Proposition 3, Eq. 33)
+    """
+    multi = Attack(
+        Free(cfg["step_size"]),
+        cfg["steps"],
+        loss=losses.by_name(cfg["loss"]),
+        accumulate=Momentum(rule="none"),
+        start="zero",
+        record="last",
+        clip=False,
+    )
+    return {
+        "multi": multi,
+        "single": replace(multi, norm=Free(cfg["step_size"] * cfg["steps"]), steps=1),
+        "vr": replace(multi, samples=GaussianNoise(cfg["copies"], cfg["sigma"])),
+        "mi": replace(multi, accumulate=Momentum(rule="revised")),
+    }
+
+
+def perturb(
+    cfg: dict[str, Any], model: nn.Module, x: Tensor, y: Tensor, ids: Sequence[str], seed: int
+) -> dict[str, Tensor]:
+    """The perturbation of each attack of the proofs, and Gaussian noise as long as multi's."""
+    draws, found = Draws(seed), {}
+    for name, attack in attacks(cfg).items():
+        parts = [
+            next(perturbations(attack, model, x[rows], y[rows], [ids[i] for i in rows], draws))
+            for rows in torch.arange(len(x)).split(64)
+        ]
+        found[name] = torch.cat(parts)
+    noise = draws.normal(ids, 0, "noise", x.shape[1:]).to(x)
+    length = found["multi"].flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
+    return found | {"noise": noise * length[:, None, None, None]}
+
+
+def measured(
+    cell: Cell, definition: dict[str, Any], loss: str, equal: bool
+) -> dict[str, np.ndarray]:
+    """Contributions (N, L, L) of each attack of the proofs and their lengths (N,).
+
+    With `equal`, every perturbation is scaled to the length of the multi-step attack's.
+    """
+    cfg = cell.cfg
+    settings = {
+        **{key: definition[key] for key in ("step_size", "steps")},
+        **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": 15 / 255},
+    }
+    facts = {
+        "version": analysis.VERSION,
+        "images": cell.images_facts,
+        "source": cell.identity(cfg.source),
+        "settings": settings,
+        **{"grid": cfg.grid, "seed": cfg.seed, "equal": equal},
+    }
+
+    def compute() -> dict[str, np.ndarray]:
+        images = pipeline.chosen_images(cell)
+        model = cell.build(cfg.source)
+        x = pipeline.to_device(images.pixels, cfg)
+        y = torch.from_numpy(images.labels).to(x.device)
+        found = perturb(settings, model, x, y, images.ids, cfg.seed)
+        arrays = {}
+        for attack, delta in found.items():
+            arrays[f"length {attack}"] = delta.flatten(1).norm(dim=1).cpu().numpy()
+            if equal:
+                delta = analysis.of_length(delta, 1.0) * found["multi"].flatten(1).norm(
+                    dim=1
+                ).view(-1, 1, 1, 1)
+            measured = interactions.contributions(model, x, delta, y, cfg.grid, cfg.micro_batch)
+            arrays[attack] = measured.numpy()
+        return arrays
+
+    pipeline.prepare(cfg)
+    path = cell.root / "interactions" / "propositions" / f"{cfg.source}-{store.key(facts)}.safetensors"
+    return store.remembered(path, facts, compute)
