@@ -9,13 +9,13 @@ UV ?= $(shell command -v uv || echo .uv/bin/uv)
 RUN := .venv/bin/python
 EXTRA ?=
 
-TABLES := $(basename $(notdir $(wildcard conf/table/*.yaml)))
+TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
 .PHONY: help setup test lint clean train-photos reproduce-all $(TABLES:%=reproduce-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
-	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/table/$$table.yaml)"; done | expand -t 20
+	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/*/$$table.yaml)"; done | expand -t 20
 
 setup: .venv/synced ## install everything into .venv with uv
 

@@ -66,9 +66,7 @@ def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
         last = last_step(cell)
         delta = last.delta if length is None else of_length(last.delta, length)
         model = cell.build(cfg.source)
-        found = interactions.contributions(
-            model, last.x, delta, last.y, cfg.grid, cfg.micro_batch
-        )
+        found = interactions.contributions(model, last.x, delta, last.y, cfg.grid, cfg.micro_batch)
         return {"contributions": found.numpy()}
 
     pipeline.prepare(cfg)
@@ -87,7 +85,7 @@ def transfer_utility(cell: Cell, target: str) -> np.ndarray:
     return arrays["margins"] - arrays["clean"]
 
 
-def interaction_records(cell: Cell, length: float | None = None) -> dict[str, Any]:
+def interaction_record(cell: Cell, length: float | None = None) -> dict[str, Any]:
     """The average interaction of a cell as a table row, in both scalings."""
     plain = average_interaction(cell, length)
     mean, low, high = evaluation.mean_interval(plain)

@@ -18,8 +18,8 @@ from scipy import stats
 
 from irattack import analysis, evaluation, hessian, interactions, losses, pipeline, store
 from irattack.pipeline import Cell
-from irattack.randomness import Draws
 from irattack.propositions import measured
+from irattack.randomness import Draws
 from irattack.report import NAMES, method_name
 
 Definition = dict[str, Any]
@@ -81,7 +81,9 @@ def save(
     """Writes outputs/<benchmark>/figures/<name>.{png,pdf,csv}; returns what to print."""
     folder = cells[0].root / "figures"
     caption = f"{definition['title']}. {setting(definition, cells)}"
-    figure.suptitle("\n".join(wrap(caption, figure.get_figwidth())), fontsize=6.5, x=0.01, ha="left")
+    figure.suptitle(
+        "\n".join(wrap(caption, figure.get_figwidth())), fontsize=6.5, x=0.01, ha="left"
+    )
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata)
@@ -89,11 +91,6 @@ def save(
     plt.close(figure)
     store.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
     return f"{caption}\nWritten to {folder}: {name}.png, {name}.pdf, {name}.csv"
-
-
-def wrap(text: str, inches: float) -> list[str]:
-    """Lines of a caption that fit a figure of this width."""
-    return textwrap.wrap(text, int(22 * inches))
 
 
 def setting(definition: Definition, cells: Sequence[Cell]) -> str:
@@ -363,8 +360,7 @@ def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
             axis.set_ylabel("count")
             lines.append((title(source), what, len(values), np.median(np.abs(values)), small))
             data += [
-                (source, what, *bin_)
-                for bin_ in zip(edges[:-1], edges[1:], counts, strict=True)
+                (source, what, *bin_) for bin_ in zip(edges[:-1], edges[1:], counts, strict=True)
             ]
     columns = ["source", "quantity", "from", "to", "count"]
     summary = pd.DataFrame(lines, columns=["source", "of", "n", "median |·|", "share below 1"])
@@ -372,7 +368,9 @@ def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         f"{definition['images']} of them here, {definition['columns']} columns b each, Softplus "
         f"with β = {definition['beta']} for ReLU, cross-entropy; the outer 1 % is not drawn"
     )
-    written = save(name, definition | {"note": note}, cells, figure, pd.DataFrame(data, columns=columns))
+    written = save(
+        name, definition | {"note": note}, cells, figure, pd.DataFrame(data, columns=columns)
+    )
     return summary.to_markdown(index=False, floatfmt=".3g", tablefmt="simple") + "\n\n" + written
 
 

@@ -98,13 +98,15 @@ def measured(
         for attack, delta in found.items():
             arrays[f"length {attack}"] = delta.flatten(1).norm(dim=1).cpu().numpy()
             if equal:
-                delta = analysis.of_length(delta, 1.0) * found["multi"].flatten(1).norm(
-                    dim=1
-                ).view(-1, 1, 1, 1)
+                delta = analysis.of_length(delta, 1.0) * found["multi"].flatten(1).norm(dim=1).view(
+                    -1, 1, 1, 1
+                )
             measured = interactions.contributions(model, x, delta, y, cfg.grid, cfg.micro_batch)
             arrays[attack] = measured.numpy()
         return arrays
 
     pipeline.prepare(cfg)
-    path = cell.root / "interactions" / "propositions" / f"{cfg.source}-{store.key(facts)}.safetensors"
+    path = (
+        cell.root / "interactions" / "propositions" / f"{cfg.source}-{store.key(facts)}.safetensors"
+    )
     return store.remembered(path, facts, compute)

@@ -14,7 +14,10 @@ from irattack.pipeline import Cell, result, rows
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
 COLUMNS = [*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"]
-LATEX = {ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"}
+LATEX = {
+    **{ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"},
+    **{ord("≥"): r"$\geq$", ord("±"): r"$\pm$"},
+}
 NAMES = {
     "alexnet": "AlexNet",
     "vgg16": "VGG-16",
@@ -201,28 +204,20 @@ def method_name(method: str) -> str:
     return f"{name.upper()} {settings}".strip()
 
 
-def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
-    """Writes outputs/<benchmark>/tables/<name>.{csv,md,tex}; returns what to print."""
-    paper = table.get("paper")
+def write_table(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
+    """A table of success rates (conf/table): writes its files, returns what to print."""
+    paper = definition.get("paper")
     results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
     results = with_paper(results, paper)
-    controls = table.get("layout") == "overview"
+    controls = definition.get("layout") == "overview"
     if not controls:
         results = results[COLUMNS]
-    folder = cells[0].root / "tables"
     files = {f"{name}.csv": results}
     remarks = [caption(cells)]
-    gain = gains(cells, table.get("gain", []), paper)
+    gain = gains(cells, definition.get("gain", []), paper)
     if len(gain):
         files[f"{name}_gain.csv"] = gain
         remarks += summaries(gain)
-    for file, frame in files.items():
-        store.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
-    halves = (
-        [overview(results)]
-        if controls
-        else [layout(results, gain, norm) for norm in results.norm.unique()]
-    )
     notes = paper_rates(paper).dropna(subset="note").merge(results[CELL], on=CELL)
     for n in notes.itertuples():
         pair = f"{NAMES.get(n.source, n.source)} to {NAMES.get(n.target, n.target)}"
@@ -230,14 +225,38 @@ def write_table(name: str, table: dict[str, Any], cells: Sequence[Cell]) -> str:
             f"The paper's {method_name(n.attack)} {pair} ({NAMES[n.norm]}), quoted as "
             f"{n.paper_percent:.1f}: {n.note.replace('linf', 'L∞')}."
         )
+    halves = (
+        [overview(results)]
+        if controls
+        else [layout(results, gain, norm) for norm in results.norm.unique()]
+    )
+    return publish(cells, name, definition["title"], halves, remarks, files)
+
+
+def publish(
+    cells: Sequence[Cell],
+    name: str,
+    title: str,
+    tables: Sequence[list[list[str]]],
+    remarks: Sequence[str],
+    files: dict[str, pd.DataFrame],
+) -> str:
+    """Writes outputs/<benchmark>/tables/<name>.{md,tex} and the CSV files; returns what to print.
+
+    Args:
+        tables: lines of cells, the first of them the heads of the columns.
+        files: data frames by the name of their CSV file.
+    """
+    folder = cells[0].root / "tables"
+    for file, frame in files.items():
+        store.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
 
     def text(style: str) -> str:
         return "\n\n".join(
-            tabulate(half[1:], headers=half[0], tablefmt=style, disable_numparse=True)
-            for half in halves
+            tabulate(table[1:], headers=table[0], tablefmt=style, disable_numparse=True)
+            for table in tables
         )
 
-    title = table["title"]
     markdown = "\n\n".join([f"# {title}", text("github"), *remarks])
     store.write_text(folder / f"{name}.md", markdown + "\n")
     latex = "\n".join([f"% {line}" for line in [title, *remarks]])

@@ -1,7 +1,8 @@
-"""`python -m irattack.reproduce table1 [name=value …]`: runs what a table lacks, then writes it.
+"""`python -m irattack.reproduce table1 [name=value …]`: runs what it lacks, then makes it.
 
-A table is a yaml in conf/table: lists of norms, attacks and sources whose products are its cells.
-The cells are run by Hydra's multirun; the table is made from what is on the disk.
+Each is a yaml in conf/table or conf/figure: lists of norms, attacks and sources whose products are
+its cells, and the function that writes it. The cells are run by Hydra's multirun; the table or
+figure is made from what is on the disk.
 """
 
 import re
@@ -13,13 +14,13 @@ from irattack.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     from hydra import compose, initialize_config_dir
+    from hydra.utils import get_method
     from omegaconf import OmegaConf
 
     from irattack.__main__ import job
     from irattack.errors import unknown
     from irattack.models.zoo import CONF
     from irattack.pipeline import Cell, is_measured
-    from irattack.report import write_table
     from irattack.settings import check, register_resolvers
 
 
@@ -27,14 +28,14 @@ BASIC = ("norm", "source", "attack")
 ELSEWHERE = ("output", "device", "threads")  # settings that change where, not what
 
 
-def load_table(name: str) -> dict[str, Any]:
-    """The definition of a table."""
-    path = CONF / "table" / f"{name}.yaml"
-    if not path.is_file():
-        raise unknown("table", name, sorted(p.stem for p in path.parent.glob("*.yaml")))
-    table = OmegaConf.to_container(OmegaConf.load(path))
-    assert isinstance(table, dict)
-    return {str(key): value for key, value in table.items()}
+def load_definition(name: str) -> dict[str, Any]:
+    """The definition of a table or figure."""
+    paths = {path.stem: path for kind in ("table", "figure") for path in (CONF / kind).glob("*")}
+    if name not in paths:
+        raise unknown("reproduce", name, sorted(paths))
+    definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
+    assert isinstance(definition, dict)
+    return {str(key): value for key, value in definition.items()}
 
 
 def select(
@@ -77,31 +78,38 @@ def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
     return list(cells.values())
 
 
+def run_missing(legs: list[dict[str, list]], cells: list[list[Cell]], overrides: list[str]) -> None:
+    """Runs the products of which a cell is missing, each as one multirun."""
+    for leg, of_leg in zip(legs, cells, strict=True):
+        if all(is_measured(cell, target) for cell in of_leg for target in cell.targets):
+            continue
+        choices = [f"{key}={','.join(map(str, values))}" for key, values in leg.items()]
+        sys.argv = ["irattack", "-m", *choices, *overrides]
+        job()
+
+
 def main() -> None:
     """Runs the cells that are missing and prints the table."""
     name, overrides = sys.argv[1], sys.argv[2:]
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        table = load_table(name)
-        if overrides:
-            kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
-            name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+        definition = load_definition(name)
+        kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+        name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
         legs = [
             {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
-            for leg in table["cells"]
+            for leg in definition["cells"]
         ]
         legs, overrides = select(legs, overrides)
-        overrides = [f"targets={table['targets']}", *table.get("overrides", []), *overrides]
+        targets = f"targets={definition.get('targets', 'paper')}".replace(" ", "")
+        overrides = [targets.replace("'", ""), *definition.get("overrides", []), *overrides]
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
             cells = [cells_of(leg, overrides) for leg in legs]
-        for leg, of_leg in zip(legs, cells, strict=True):
-            if all(is_measured(cell, target) for cell in of_leg for target in cell.targets):
-                continue
-            choices = [f"{key}={','.join(map(str, values))}" for key, values in leg.items()]
-            sys.argv = ["irattack", "-m", *choices, *overrides]
-            job()
-        print(write_table(name, table, [cell for of_leg in cells for cell in of_leg]))
+        if definition.get("run", True):
+            run_missing(legs, cells, overrides)
+        write = get_method(definition.get("write", "irattack.report.write_table"))
+        print(write(name, definition, [cell for of_leg in cells for cell in of_leg]))
 
 
 if __name__ == "__main__":

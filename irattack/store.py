@@ -87,9 +87,9 @@ def remembered(
     """The arrays at `path` if they are whole and of these facts; else computes and keeps them."""
     card = path.with_suffix(".json")
     found = read_json(card)
-    if found is not None and found.get("facts") == facts and path.is_file():
-        if found.get("sha256") == sha256(path):
-            return read_arrays(path)
+    same = found is not None and found.get("facts") == facts and path.is_file()
+    if same and found["sha256"] == sha256(path):
+        return read_arrays(path)
     card.unlink(missing_ok=True)
     arrays = compute()
     write_arrays(path, **arrays)
