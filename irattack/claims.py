@@ -126,9 +126,9 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
         )
     remarks.append(
         f"benchmark={cfg.benchmark.name}, n={cfg.images} images, m = {definition['steps']} steps "
-        f"of α = {definition['step_size']} times the gradient, no sign, no ball, no clipping; average "
-        f"interaction over {cfg.grid} x {cfg.grid} cells without 1/(L² − 1), in logits. `equal`: "
-        "perturbations are scaled to the length of the multi-step one's, since interactions grow "
-        f"with length. commit {store.provenance()['commit']}."
+        f"of α = {definition['step_size']} times the gradient, no sign, no ball, no clipping. "
+        f"Average interactions over {cfg.grid} x {cfg.grid} cells without 1/(L² − 1), in logits. "
+        "`equal`: perturbations are scaled to the length of the multi-step one's, since "
+        f"interactions grow with length. commit {store.provenance()['commit']}."
     )
     return publish(cells, name, definition["title"], [lines], remarks, {f"{name}.csv": data})

@@ -81,9 +81,8 @@ def save(
     """Writes outputs/<benchmark>/figures/<name>.{png,pdf,csv}; returns what to print."""
     folder = cells[0].root / "figures"
     caption = f"{definition['title']}. {setting(definition, cells)}"
-    figure.suptitle(
-        "\n".join(wrap(caption, figure.get_figwidth())), fontsize=6.5, x=0.01, ha="left"
-    )
+    lines = textwrap.wrap(caption, int(22 * figure.get_figwidth()))
+    figure.suptitle("\n".join(lines), fontsize=6.5, x=0.01, ha="left")
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata)
@@ -164,63 +163,55 @@ def same_family(source: str, target: str) -> bool:
 
 def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Image, perturbation and neighbour-interaction map, with and without the interaction loss."""
-    rows = definition["images"]
+    count, contexts = definition["images"], definition["contexts"]
     data, drawn = [], []
     for cell in cells:
+        pipeline.prepare(cell.cfg)
         last = analysis.last_step(cell)
-        model = cell.build(cell.cfg.source)
-        pick = slice(0, rows)
         found = interactions.neighbour_map(
-            model,
-            last.x[pick],
-            last.delta[pick],
-            last.y[pick],
-            last.images.ids[pick],
-            Draws(cell.cfg.seed),
-            definition["contexts"],
-            cell.cfg.grid,
-            cell.cfg.micro_batch,
+            cell.build(cell.cfg.source),
+            *(last.x[:count], last.delta[:count], last.y[:count], last.images.ids[:count]),
+            *(Draws(cell.cfg.seed), contexts, cell.cfg.grid, cell.cfg.micro_batch),
         )
         drawn.append((last, found.value.numpy()))
-        for image, value, error in zip(last.images.ids, found.value, found.error, strict=False):
-            for (row, column), number in np.ndenumerate(value.numpy()):
-                record = (cell.method, image, row, column, number, error[row, column].item())
-                data.append(record)
+        for (image, row, column), value in np.ndenumerate(found.value.numpy()):
+            error = found.error[image, row, column].item()
+            data.append((cell.method, last.images.ids[image], row, column, value, error))
     limit = max(float(np.abs(maps).max()) for _, maps in drawn)
     columns = 1 + 2 * len(cells)
-    figure, axes = panels(rows * columns, columns, width=1.25, height=1.2)
-    grid = np.array(axes).reshape(rows, columns)
-    for image in range(rows):
-        clean = drawn[0][0].images.pixels[image].transpose(1, 2, 0)
-        grid[image, 0].imshow(clean, interpolation="nearest")
-        for k, (last, maps) in enumerate(drawn):
-            delta = last.delta[image].permute(1, 2, 0).cpu().numpy()
-            eps = np.abs(delta).max()
-            grid[image, 1 + 2 * k].imshow(delta / (2 * eps) + 0.5, interpolation="nearest")
-            shown = grid[image, 2 + 2 * k].imshow(
-                maps[image], cmap="RdBu_r", vmin=-limit, vmax=limit, interpolation="nearest"
-            )
-    labels = ["image"]
+    figure, axes = panels(count * columns, columns, width=1.25, height=1.2)
+    heads = ["image"]
     for cell in cells:
-        labels += [f"{method_name(cell.method)}: δ", f"{method_name(cell.method)}: interactions"]
-    for axis, label in zip(grid[0], labels, strict=True):
-        axis.set_title(label)
-    for axis in axes:
+        heads += [f"{method_name(cell.method)}: δ", f"{method_name(cell.method)}: interactions"]
+    for axis, head in zip(axes, heads, strict=False):
+        axis.set_title(head)
+    for k, axis in enumerate(axes):
         axis.set_xticks([])
         axis.set_yticks([])
-    figure.colorbar(shown, ax=axes, shrink=0.6, label="E[I_ij] over neighbours j (logits)")
-    columns_ = ["attack", "image", "row", "column", "interaction", "standard_error"]
-    frame = pd.DataFrame(data, columns=columns_)
+        image, column = divmod(k, columns)
+        last, maps = drawn[max(column - 1, 0) // 2]
+        if column == 0:
+            picture = last.images.pixels[image].transpose(1, 2, 0)
+            axis.imshow(picture, interpolation="nearest")
+        elif column % 2:
+            delta = last.delta[image].permute(1, 2, 0).cpu().numpy()
+            axis.imshow(0.5 + delta / (2 * np.abs(delta).max()), interpolation="nearest")
+        else:
+            colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}
+            shown = axis.imshow(maps[image], interpolation="nearest", **colours)
+    label = "mean $I_{ij}$ over neighbours j (logits)"
+    figure.colorbar(shown, ax=axes, shrink=0.6, label=label)
+    names = ["attack", "image", "row", "column", "interaction", "standard_error"]
+    frame = pd.DataFrame(data, columns=names)
     note = (
         f"source {title(cells[0].cfg.source)}, {cells[0].cfg.grid} x {cells[0].cfg.grid} cells, "
-        f"{definition['contexts']} contexts a pair, median standard error "
-        f"{frame.standard_error.median():.2g}; δ scaled to its largest value"
+        f"{contexts} contexts a pair, median standard error {frame.standard_error.median():.2g}; "
+        "δ is scaled to its largest value"
     )
-    mean = frame.groupby("attack", sort=False).interaction.mean()
-    text = ", ".join(f"{method_name(str(k))} {v:+.4f}" for k, v in mean.items())
-    return f"Mean over cells and images: {text}\n" + save(
-        name, definition | {"note": note}, cells, figure, frame
-    )
+    means = frame.groupby("attack", sort=False).interaction.mean()
+    text = ", ".join(f"{method_name(str(attack))} {mean:+.4f}" for attack, mean in means.items())
+    written = save(name, definition | {"note": note}, cells, figure, frame)
+    return f"Mean over cells and images: {text}\n{written}"
 
 
 def fig3a(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
@@ -391,7 +382,8 @@ def fig5(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         for j, (rival, label) in enumerate(rivals.items()):
             axis = axes[2 * k + j]
             both = np.concatenate([of_source["multi"], of_source[rival]])
-            edges = np.linspace(*np.quantile(both, [0.005, 0.995]), 61)
+            low, high = np.quantile(both, [0.005, 0.995])
+            edges = np.linspace(low, high, 61)
             for attack, shown, colour in (("multi", "multi-step", blue), (rival, label, orange)):
                 counts, _ = np.histogram(of_source[attack], bins=edges)
                 axis.stairs(counts, edges, color=colour, label=shown, lw=1.2, fill=False)

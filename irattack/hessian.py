@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from irattack.losses import Value
+from irattack.objective import Value
 
 
 class Softplus(nn.Module):
