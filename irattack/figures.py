@@ -36,6 +36,8 @@ STYLE = {
     "lines.linewidth": 1.3,
     "pdf.fonttype": 42,
 }
+plt.switch_backend("agg")
+plt.rcParams.update(STYLE)
 MARKERS = "osD^vPX*"
 
 
@@ -81,7 +83,7 @@ def save(
     """Writes outputs/<benchmark>/figures/<name>.{png,pdf,csv}; returns what to print."""
     folder = cells[0].root / "figures"
     caption = f"{definition['title']}. {setting(definition, cells)}"
-    lines = textwrap.wrap(caption, int(22 * figure.get_figwidth()))
+    lines = textwrap.wrap(caption, int(19 * figure.get_figwidth()))
     figure.suptitle("\n".join(lines), fontsize=6.5, x=0.01, ha="left")
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
@@ -392,9 +394,9 @@ def fig5(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
                     (cell.cfg.source, label, shown, *b)
                     for b in zip(edges[:-1], edges[1:], counts, strict=True)
                 ]
-            axis.set(title=f"{title(cell.cfg.source)}, multi-step and {label}")
-            axis.set(xlabel="interactions of a cell, Σ_b I_ab (logits)", ylabel="count")
-            axis.legend(frameon=False)
+            axis.set(title=f"{title(cell.cfg.source)}: multi-step and {label}")
+            axis.set(xlabel=r"$\sum_b I_{ab}$ of a cell a (logits)", ylabel="count")
+            axis.legend(frameon=False, loc="upper left")
     columns = ["source", "comparison", "attack", "from", "to", "count"]
     frame = pd.DataFrame(data, columns=columns)
     note = "Perturbations of equal ‖δ‖₂ for each image; dotted: means; the outer 1 % is not drawn"

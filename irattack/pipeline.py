@@ -116,9 +116,9 @@ class Cell:
 
 def attack_name(name: str, pieces: Iterable[str]) -> str:
     """The name of an attack: its yaml's, and the pieces that the command line adds to it."""
-    (*_, last) = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
-    own = last["/piece"] if OmegaConf.is_dict(last) else []
-    added = sorted(set(pieces) - set(own))
+    defaults = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
+    own = [entry["/piece"] for entry in defaults if "/piece" in entry]
+    added = sorted(set(pieces) - {piece for listed in own for piece in listed})
     return "+".join(added if name == "pgd" and added else [name, *added])
 
 

@@ -35,6 +35,7 @@ NAMES = {
     "inception_resnet_v2_ens3": "IncResV2-ens3",
     "linf": "L∞",
     "l2": "L2",
+    "free": "no ball",
 }
 
 

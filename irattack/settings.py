@@ -92,6 +92,11 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.gamma is not None and not 0 < number(cfg.gamma, "gamma") <= 1:
         raise InputError(f"gamma={cfg.gamma}: expected a factor in (0, 1], or null.")
+    if ("penalty" in cfg.attack) != cfg.norm._target_.endswith("Free"):
+        raise InputError(
+            "norm=free and attack=relaxed belong together: the relaxed attack (Eq. 8) has no ball, "
+            "all others need one; leave norm out, or choose linf or l2 for another attack."
+        )
     if "backward" in cfg.attack:
         check_skips(cfg)
     if cfg.loss not in LOSSES:

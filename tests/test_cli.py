@@ -189,3 +189,32 @@ def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:
     assert "run the same command to continue" in err
     assert "Traceback" not in err
     assert not list(tmp_path.rglob("*.b2"))
+
+
+def test_every_combination_is_checked_before_the_first_runs(run: Run, tmp_path: Path) -> None:
+    status, out, err = run("attack=ir", "lam=0,abc", "-m", *QUICK)  # flags may stand anywhere
+    assert status == 2
+    assert "lam=abc: expected a finite number" in err
+    assert out == ""
+    assert not list(tmp_path.rglob("*.b2"))
+
+
+def test_a_setting_without_effect_is_named(run: Run) -> None:
+    status, out, _ = run("attack=pgd", "lam=2", "source=alexnet", *QUICK)
+    assert status == 0
+    assert "lam=… has no effect: attack=pgd does not use it." in out
+    status, out, _ = run("attack=ir", "lam=2", "source=alexnet", *QUICK)
+    assert status == 0
+    assert "no effect" not in out
+
+
+def test_relaxed_counts_the_images_that_never_reach_tau(run: Run, tmp_path: Path) -> None:
+    options = ["attack=relaxed", "source=alexnet", "benchmark.relaxed.steps=20", *QUICK]
+    counts = {}
+    for tau in ("0.05", "50"):
+        status, out, err = run(*options, f"tau={tau}", f"output={tmp_path / tau}")
+        assert status == 0, err
+        record = next((tmp_path / tau).rglob("alexnet.json")).read_text()
+        counts[tau] = re.search(r'"below_tau": (\d+)', record)
+        assert re.search(r"alexnet\s+relaxed\s+free", out)
+    assert [found and int(found[1]) for found in counts.values()] == [0, 8]

@@ -1,0 +1,133 @@
+"""Every table and figure, made small: its files are there, whole, and say what was measured."""
+
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from irattack import analysis, interactions, pipeline, reproduce, settings, store
+from irattack.errors import InputError
+from irattack.models import zoo
+from irattack.pipeline import Cell
+
+SMALL = [
+    *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
+    *("benchmark.copies=2", "benchmark.relaxed.steps=3"),
+]
+TABLES = sorted(path.stem for path in (zoo.CONF / "table").glob("*.yaml"))
+FIGURES = sorted(path.stem for path in (zoo.CONF / "figure").glob("*.yaml"))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("outputs")
+
+
+def make(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> str:
+    settings_ = [text for text in SMALL if not (name == "fig1" and text.startswith("images"))]
+    monkeypatch.setattr("sys.argv", ["reproduce", name, *settings_, f"output={folder}"])
+    try:
+        reproduce.main()
+    finally:
+        GlobalHydra.instance().clear()
+    return capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", TABLES + FIGURES)
+def test_it_is_made(
+    name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    printed = make(name, folder, monkeypatch, capsys)
+    kind, suffixes = ("tables", "md tex") if name in TABLES else ("figures", "png pdf")
+    assert f"Written to {folder}/photos/{kind}" in printed
+    paths = list((folder / "photos" / kind).glob(f"{name}-*"))
+    assert {path.suffix[1:] for path in paths} == {"csv", *suffixes.split()}
+    for path in paths:
+        if path.suffix == ".csv":
+            data = pd.read_csv(path)
+            assert len(data) > 1
+            if "n" in data and name != "fig4":
+                assert (data.n == (32 if name == "fig1" else 8)).all()
+            if "source" in data:
+                assert set(data.source) == {"resnet34"}
+        elif path.suffix == ".png":
+            assert matplotlib.image.imread(path)[..., :3].std() > 0.03
+
+    def never(*_: object) -> None:
+        raise AssertionError("the second call must answer from the disk")
+
+    if name != "fig2":  # draws the pictures anew
+        monkeypatch.setattr(zoo, "build", never)
+        assert make(name, folder, monkeypatch, capsys).endswith(printed[-200:])
+
+
+def cell(folder: Path, *overrides: str) -> Cell:
+    settings.register_resolvers()
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        return Cell(compose("config", overrides=[*SMALL, f"output={folder}", *overrides]))
+
+
+def test_interactions_are_of_the_last_cached_step(folder: Path) -> None:
+    one = cell(folder, "attack=mi")
+    last = analysis.last_step(one)
+    levels = 255 * last.delta
+    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
+    assert levels.abs().max() == pytest.approx(4, abs=1e-3)  # two steps of 2/255
+    model = zoo.build("photos", "resnet34")
+    found = interactions.contributions(model, last.x, last.delta, last.y, 4)
+    np.testing.assert_array_equal(analysis.contributions(one), found.numpy())
+    scaled = analysis.of_length(last.delta, 2.0)
+    torch.testing.assert_close(scaled.flatten(1).norm(dim=1), torch.full((8,), 2.0))
+    found = interactions.contributions(model, last.x, scaled, last.y, 4)
+    np.testing.assert_array_equal(analysis.contributions(one, 2.0), found.numpy())
+    record = analysis.interaction_record(one)
+    assert record["per_pair"] == pytest.approx(record["average_interaction"] / 15)
+
+
+def test_transfer_utility_is_the_change_of_the_margin(folder: Path) -> None:
+    one = cell(folder, "attack=mi", "targets=[vgg16]")
+    pipeline.run(one)
+    utility = analysis.transfer_utility(one, "vgg16")
+    margins = store.read_arrays(one.margins_path("vgg16"))["margins"]
+    model, images = zoo.build("photos", "vgg16"), pipeline.chosen_images(one)
+    x, y = torch.from_numpy(images.pixels).float() / 255, torch.from_numpy(images.labels)
+    logits = model(x).numpy().astype(float)
+    true = logits[np.arange(8), y].copy()
+    logits[np.arange(8), y] = -np.inf
+    np.testing.assert_allclose(margins - utility, [logits.max(axis=1) - true] * 2, atol=1e-4)
+
+
+def test_damaged_arrays_are_computed_again(tmp_path: Path) -> None:
+    path, calls = tmp_path / "a.safetensors", []
+
+    def compute() -> dict[str, np.ndarray]:
+        calls.append(1)
+        return {"a": np.arange(3.0)}
+
+    for _ in range(2):
+        assert store.remembered(path, {"k": 1}, compute)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 1
+    path.write_bytes(path.read_bytes()[:-1] + b"\1")
+    assert store.remembered(path, {"k": 1}, compute)["a"].tolist() == [0, 1, 2]
+    assert len(calls) == 2
+    store.remembered(path, {"k": 2}, compute)
+    assert len(calls) == 3
+
+
+def test_overrides_select_among_the_cells_of_a_table() -> None:
+    legs = [
+        {"norm": ["linf"], "source": ["alexnet", "vgg16"], "attack": ["pgd"]},
+        {"norm": ["l2"], "source": ["alexnet"], "attack": ["pgd"]},
+    ]
+    found = reproduce.select(legs, ["source=vgg16", "seed=1"])
+    assert found == ([{"norm": ["linf"], "source": ["vgg16"], "attack": ["pgd"]}], ["seed=1"])
+    assert reproduce.select(legs, ["norm=l2"]) == (legs[1:], [])
+    with pytest.raises(InputError, match="expected one of linf, l2"):
+        reproduce.select(legs, ["norm=l1"])
