@@ -23,7 +23,7 @@ from irattack.randomness import Draws
 from irattack.report import NAMES, method_name
 
 Definition = dict[str, Any]
-STYLE = {
+STYLE: Any = {
     "figure.dpi": 200,
     "font.size": 8,
     "axes.titlesize": 8,

@@ -362,7 +362,7 @@ def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
         choice = [f"attack={name}", f"norm={norm}", f"source={source}", *small]
         cfg = compose("config", overrides=choice)
         if name in refuses or (name == "relaxed" and norm != "free"):
-            with pytest.raises(InputError, match="needs skip connections|belong together"):
+            with pytest.raises(InputError, match=r"needs skip connections|belong together"):
                 check(cfg)
             continue
         check(cfg)
