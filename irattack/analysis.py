@@ -46,8 +46,8 @@ def last_step(cell: Cell) -> Last:
     return Last(images, x, y, torch.cat(frames) - x)
 
 
-def of_length(delta: Tensor, length: float) -> Tensor:
-    """Perturbations of one L2 length, (B, C, H, W); zero stays zero."""
+def of_length(delta: Tensor, length: float | Tensor) -> Tensor:
+    """Perturbations scaled to an L2 length, one for all or (B, 1, 1, 1); zero stays zero."""
     return delta * (length / l2_length(delta).clamp_min(1e-12))
 
 

@@ -371,9 +371,9 @@ def fig5(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Histograms of Σ_b I_ab over cells a: multi-step against single-step and against noise."""
     records = []
     for cell in cells:
-        found = measured(cell, definition, definition["loss"], equal=True)
+        found = measured(cell, definition, definition["loss"])
         for attack in ("multi", "single", "noise"):
-            values = found[attack].ravel()
+            values = found[f"equal {attack}"].ravel()
             records.append((cell.cfg.source, attack, values))
     rivals = {"single": "single-step", "noise": "Gaussian noise"}
     figure, axes = panels(2 * len(cells), 2, width=3.0)

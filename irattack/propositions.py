@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from irattack import analysis, interactions, losses, pipeline, store
 from irattack.attack import Attack, perturbations
-from irattack.norms import Free
+from irattack.norms import Free, l2_length
 from irattack.pieces import GaussianNoise, Momentum
 from irattack.pipeline import Cell
 from irattack.randomness import Draws
@@ -28,7 +28,7 @@ CLAIMS = {  # the attack that has the larger average interaction, and the one th
 
 
 def attacks(cfg: dict[str, Any]) -> dict[str, Attack]:
-    """The attacks of the proofs, from the settings of conf/figure/propositions.yaml.
+    """The attacks of the proofs, from the settings of conf/table/propositions.yaml.
 
     multi    δ^m = α Σ_{t<m} ∇ℓ(h(x + δ^t), y)
     single   δ = α m ∇ℓ(h(x), y)                         (Proposition 1)
@@ -64,16 +64,14 @@ def perturb(
         ]
         found[name] = torch.cat(parts)
     noise = draws.normal(ids, 0, "noise", x.shape[1:]).to(x)
-    length = found["multi"].flatten(1).norm(dim=1) / noise.flatten(1).norm(dim=1)
-    return found | {"noise": noise * length[:, None, None, None]}
+    return found | {"noise": analysis.of_length(noise, l2_length(found["multi"]))}
 
 
-def measured(
-    cell: Cell, definition: dict[str, Any], loss: str, equal: bool
-) -> dict[str, np.ndarray]:
-    """Contributions (N, L, L) of each attack of the proofs and their lengths (N,).
+def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.ndarray]:
+    """Contributions (N, L, L) and lengths (N,) of each attack of the proofs.
 
-    With `equal`, every perturbation is scaled to the length of the multi-step attack's.
+    `own multi` is of the perturbation as in the proof, `equal multi` of the same scaled to the
+    length of the multi-step attack's, `length multi` its ‖δ‖₂; so for every attack.
     """
     cfg = cell.cfg
     settings = {
@@ -85,7 +83,7 @@ def measured(
         "images": cell.images_facts,
         "source": cell.identity(cfg.source),
         "settings": settings,
-        **{"grid": cfg.grid, "seed": cfg.seed, "equal": equal},
+        **{"grid": cfg.grid, "seed": cfg.seed},
     }
 
     def compute() -> dict[str, np.ndarray]:
@@ -94,19 +92,14 @@ def measured(
         x = pipeline.to_device(images.pixels, cfg)
         y = torch.from_numpy(images.labels).to(x.device)
         found = perturb(settings, model, x, y, images.ids, cfg.seed)
-        arrays = {}
+        length, arrays = l2_length(found["multi"]), {}
         for attack, delta in found.items():
-            arrays[f"length {attack}"] = delta.flatten(1).norm(dim=1).cpu().numpy()
-            if equal:
-                delta = analysis.of_length(delta, 1.0) * found["multi"].flatten(1).norm(dim=1).view(
-                    -1, 1, 1, 1
-                )
-            measured = interactions.contributions(model, x, delta, y, cfg.grid, cfg.micro_batch)
-            arrays[attack] = measured.numpy()
+            arrays[f"length {attack}"] = l2_length(delta).flatten().cpu().numpy()
+            for scale, scaled in (("own", delta), ("equal", analysis.of_length(delta, length))):
+                values = interactions.contributions(model, x, scaled, y, cfg.grid, cfg.micro_batch)
+                arrays[f"{scale} {attack}"] = values.numpy()
         return arrays
 
     pipeline.prepare(cfg)
-    path = (
-        cell.root / "interactions" / "propositions" / f"{cfg.source}-{store.key(facts)}.safetensors"
-    )
-    return store.remembered(path, facts, compute)
+    folder = cell.root / "interactions" / "propositions"
+    return store.remembered(folder / f"{cfg.source}-{store.key(facts)}.safetensors", facts, compute)
