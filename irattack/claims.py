@@ -87,9 +87,7 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
         for loss in definition["losses"]:
             found = measured(cell, definition, loss)
             for scale, (claim, pair) in product(("own", "equal"), CLAIMS.items()):
-                means = [
-                    found[f"{scale} {attack}"].mean(axis=(1, 2)) for attack in (larger, smaller)
-                ]
+                means = [found[f"{scale} {attack}"].mean(axis=(1, 2)) for attack in pair]
                 difference = means[0] - means[1]
                 mean, low, high = evaluation.mean_interval(difference)
                 records.append(
@@ -122,7 +120,7 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
     remarks = []
     for claim, group in data.groupby("claim", sort=False):
         remarks.append(
-            f"Proposition {claim}: holds on average, with the interval above 0, in "
+            f"{claim}: holds on average, with the interval above 0, in "
             f"{(group.ci_low > 0).sum()} of {len(group)} settings; against it, with the interval "
             f"below 0, in {(group.ci_high < 0).sum()}."
         )

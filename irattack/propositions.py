@@ -20,10 +20,10 @@ from irattack.pipeline import Cell
 from irattack.randomness import Draws
 
 CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
-    "1: multi-step ≥ single-step": ("multi", "single"),
-    "2: multi-step ≥ VR": ("multi", "vr"),
-    "3: multi-step ≥ revised MI": ("multi", "mi"),
-    "E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
+    "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
+    "Proposition 2: multi-step ≥ VR": ("multi", "vr"),
+    "Proposition 3: multi-step ≥ revised MI": ("multi", "mi"),
+    "Appendix E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
 }
 
 

@@ -39,6 +39,19 @@ NAMES = {
 }
 
 
+METHODS = {
+    **{
+        "miir": "MI+IR",
+        "vrir": "VR+IR",
+        "sgmir": "SGM+IR",
+        "tiir": "TI+IR",
+        "hybridir": "HybridIR",
+    },
+    **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
+    "relaxed": "relaxed",
+}
+
+
 def paper_rates(table: int | None = None) -> pd.DataFrame:
     """The paper's success rates: source, attack, norm, target, paper_percent, note."""
     rates = pd.read_csv(PAPER / "success_rates.csv")
@@ -202,7 +215,7 @@ def summaries(gain: pd.DataFrame) -> list[str]:
 def method_name(method: str) -> str:
     """How a table writes a method: `ir lam=0.3` as `IR lam=0.3`."""
     name, _, settings = method.partition(" ")
-    return f"{name.upper()} {settings}".strip()
+    return f"{METHODS.get(name, name.upper())} {settings}".strip()
 
 
 def write_table(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
