@@ -76,7 +76,7 @@ def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
 
 def average_interaction(cell: Cell, length: float | None = None) -> np.ndarray:
     """The average interaction of each image's perturbation, without 1/(L² − 1), (N,)."""
-    return contributions(cell, length).mean(axis=(1, 2))
+    return interactions.average(torch.from_numpy(contributions(cell, length))).numpy()
 
 
 def transfer_utility(cell: Cell, target: str) -> np.ndarray:
@@ -98,5 +98,5 @@ def interaction_record(cell: Cell, length: float | None = None) -> dict[str, Any
         "average_interaction": mean,
         "ci_low": low,
         "ci_high": high,
-        "per_pair": mean / (cell.cfg.grid**2 - 1),
+        "per_pair": float(interactions.per_pair(torch.tensor(mean), cell.cfg.grid)),
     }

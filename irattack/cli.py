@@ -16,6 +16,7 @@ from hydra.errors import (
     MissingConfigException,
     OverrideParseException,
 )
+from omegaconf.errors import OmegaConfBaseException
 
 from irattack.errors import InputError, unknown
 
@@ -49,6 +50,8 @@ def one_sentence() -> Iterator[None]:
         stop(str(error))
     except HydraException as error:  # before OSError, of which a missing config is one
         stop(_explain(error))
+    except OmegaConfBaseException as error:
+        stop(_explain(error))
     except OSError as error:
         if error.errno not in STORAGE:
             raise
@@ -59,7 +62,7 @@ def one_sentence() -> Iterator[None]:
         )
 
 
-def _explain(error: HydraException) -> str:
+def _explain(error: HydraException | OmegaConfBaseException) -> str:
     """One sentence for an error in the overrides of the command line."""
     cause: BaseException | None = error
     while cause is not None:

@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from irattack import analysis, evaluation, hessian, interactions, losses, pipeline, store
+from irattack.errors import InputError
 from irattack.pipeline import Cell
 from irattack.propositions import measured
 from irattack.randomness import Draws
@@ -98,10 +99,11 @@ def setting(definition: Definition, cells: Sequence[Cell]) -> str:
     """On which benchmark, protocol and number of images a figure was made."""
     cfg = cells[0].cfg
     note = definition.get("note", "")
-    settings = (
-        f"benchmark={cfg.benchmark.name}, protocol={cfg.protocol.name}, n = {cfg.images} images, "
-        f"ε = {cfg.eps}, {cfg.steps} steps"
-    )
+    settings = f"benchmark={cfg.benchmark.name}, n = {cfg.images} images"
+    if definition.get("run", True):
+        longest = max(cell.steps_facts["attack"]["steps"] for cell in cells)
+        settings += f", protocol={cfg.protocol.name}, {longest} steps"
+        settings += "" if cells[0].norm == "free" else f", ε = {cfg.eps}"
     return f"{settings}. {note}".strip()
 
 
@@ -134,6 +136,8 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
             )
     data = pd.DataFrame(records)
     groups = list(data.groupby(["p", "source", "target"], sort=False))
+    if min(len(group) for _, group in groups) < 3:
+        raise InputError("fig1: a correlation needs at least three values of c; select more.")
     figure, axes = panels(len(groups), 4)
     colours = dict(zip(data.p.unique(), sns.color_palette("colorblind"), strict=False))
     lines = []
@@ -143,12 +147,12 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         fit = stats.pearsonr(x, y)
         axis.set_title(
             f"{title(source)} → {title(target)}, p = {p}\n"
-            f"r = {fit.statistic:.2f} (p = {fit.pvalue:.2g}, n = {len(x)})"
+            f"r = {fit.statistic:.2f}, P = {fit.pvalue:.2g}, n = {len(x)} points"
         )
         axis.set_xlabel("average interaction (logits)")
         axis.set_ylabel("transfer utility (logits)")
         lines.append((p, title(source), title(target), fit.statistic, fit.pvalue, len(x)))
-    table = pd.DataFrame(lines, columns=["p", "source", "target", "r", "p-value", "points"])
+    table = pd.DataFrame(lines, columns=["p", "source", "target", "r", "P-value", "points"])
     never = data.n - data.reached_tau
     note = (
         f"τ = {cells[0].cfg.tau}; images that never reached ‖δ‖₂ = τ: {never.max()} of "
@@ -165,7 +169,8 @@ def same_family(source: str, target: str) -> bool:
 
 def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Image, perturbation and neighbour-interaction map, with and without the interaction loss."""
-    count, contexts = definition["images"], definition["contexts"]
+    contexts = definition["contexts"]
+    count = min(definition["drawn"], cells[0].cfg.images)
     data, drawn = [], []
     for cell in cells:
         pipeline.prepare(cell.cfg)
@@ -253,9 +258,10 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
     for cell in cells:
         for target in cell.targets:
             margins = store.read_arrays(cell.margins_path(target))["margins"]
-            chosen = evaluation.chosen_steps(margins > 0) + 1
+            chosen = evaluation.chosen_steps(margins > 0) + (cell.cfg.attack.record == "after")
             usual = int(np.bincount(chosen).argmax())
-            for step, percent in enumerate(success_by_step(cell, target), start=1):
+            first = int(cell.cfg.attack.record == "after")
+            for step, percent in enumerate(success_by_step(cell, target), start=first):
                 where = (cell.cfg.source, cell.method, target, len(chosen), step, percent)
                 records.append((*where, usual))
     columns = ["source", "attack", "target", "n", "step", "success_rate_percent", "chosen_step"]
@@ -266,6 +272,8 @@ def fig3b(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Success of the interaction loss alone at every step, noise of the same ε as baseline."""
     data = curves(cells)
     alone = data[data.attack != "noise"]
+    if len(alone) in (0, len(data)):
+        raise InputError("fig3b: needs both attacks, ironly and noise; leave attack= out.")
     noise = data[data.attack == "noise"].set_index(["source", "target"]).success_rate_percent
     pairs = list(alone.groupby(["source", "target"], sort=False))
     figure, axes = panels(len(pairs), 7, width=1.3, height=1.5)
@@ -311,7 +319,7 @@ def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
     cfg, count = cell.cfg, definition["images"]
     settings = {key: definition[key] for key in ("images", "columns", "beta")}
     facts = {
-        "version": analysis.VERSION,
+        "version": [analysis.VERSION, pipeline.VERSION],
         "images": cell.images_facts,
         "source": cell.identity(cfg.source),
         "settings": settings | {"seed": cfg.seed},
@@ -358,7 +366,7 @@ def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     columns = ["source", "quantity", "from", "to", "count"]
     summary = pd.DataFrame(lines, columns=["source", "of", "n", "median |·|", "share below 1"])
     note = (
-        f"{definition['images']} of them here, {definition['columns']} columns b each, Softplus "
+        f"{definition['images']} of the images, {definition['columns']} columns b each, Softplus "
         f"with β = {definition['beta']} for ReLU, cross-entropy; the outer 1 % is not drawn"
     )
     written = save(

@@ -18,6 +18,7 @@ from irattack.norms import Free, l2_length
 from irattack.pieces import GaussianNoise, Momentum
 from irattack.pipeline import Cell
 from irattack.randomness import Draws
+from irattack.settings import number
 
 CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
     "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
@@ -76,10 +77,10 @@ def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.
     cfg = cell.cfg
     settings = {
         **{key: definition[key] for key in ("step_size", "steps")},
-        **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": 15 / 255},
+        **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": number(cfg.benchmark.sigma)},
     }
     facts = {
-        "version": analysis.VERSION,
+        "version": [analysis.VERSION, pipeline.VERSION, pipeline.PRECISION],
         "images": cell.images_facts,
         "source": cell.identity(cfg.source),
         "settings": settings,

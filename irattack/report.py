@@ -9,7 +9,7 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from irattack import evaluation, store
-from irattack.pipeline import Cell, result, rows
+from irattack.pipeline import Cell, rows
 
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
@@ -163,9 +163,10 @@ def overview(results: pd.DataFrame) -> list[list[str]]:
 def caption(cells: Sequence[Cell]) -> str:
     """On which benchmark, settings, precision and number of images a table was made, by what."""
     cfg = cells[0].cfg
-    names = ("eps", "steps", "samples", "cells", "grid", "lam", "gamma", "loss", "start", "seed")
+    names = ("eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed")
     settings = ", ".join(f"{name}={values(cells, name)}" for name in names)
-    records = [result(cell, target) for cell in cells for target in cell.targets]
+    paths = [cell.margins_path(target) for cell in cells for target in cell.targets]
+    records = [store.read_json(path.with_suffix(".json")) or {} for path in paths]
 
     def made(fact: str) -> str:
         found = {r[by][fact] for r in records for by in ("attacked_with", "evaluated_with")}

@@ -8,6 +8,7 @@ figure is made from what is on the disk.
 import re
 import sys
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 from irattack.cli import one_sentence, tidy_arguments
@@ -28,9 +29,14 @@ BASIC = ("norm", "source", "attack")
 ELSEWHERE = ("output", "device", "threads")  # settings that change where, not what
 
 
+def definitions() -> dict[str, Path]:
+    """The yaml of every table and figure, by name."""
+    return {path.stem: path for kind in ("table", "figure") for path in (CONF / kind).glob("*")}
+
+
 def load_definition(name: str) -> dict[str, Any]:
     """The definition of a table or figure."""
-    paths = {path.stem: path for kind in ("table", "figure") for path in (CONF / kind).glob("*")}
+    paths = definitions()
     if name not in paths:
         raise unknown("reproduce", name, sorted(paths))
     definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
@@ -72,7 +78,7 @@ def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
         cfg = compose("config", overrides=choice + overrides)
         check(cfg)
         cell = Cell(cfg)
-        varied = [f"{key}={OmegaConf.select(cfg, key)}" for key in leg if key not in BASIC]
+        varied = [text for text in choice if text.split("=")[0] not in BASIC]
         cell.method = " ".join([cell.name, *varied])
         cells.setdefault(cell.key, cell)
     return list(cells.values())
@@ -90,10 +96,12 @@ def run_missing(legs: list[dict[str, list]], cells: list[list[Cell]], overrides:
 
 def main() -> None:
     """Runs the cells that are missing and prints the table."""
-    name, overrides = sys.argv[1], sys.argv[2:]
     tidy_arguments()
     register_resolvers()
     with one_sentence():
+        if len(sys.argv) < 2:
+            raise unknown("reproduce", "", definitions())
+        name, overrides = sys.argv[1], sys.argv[2:]
         definition = load_definition(name)
         kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
         name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
@@ -102,6 +110,10 @@ def main() -> None:
             for leg in definition["cells"]
         ]
         legs, overrides = select(legs, overrides)
+        if not definition.get("run", True):  # its settings are those of no attack of the pipeline
+            given = [text for text in overrides if text.split("=")[0] in definition]
+            definition |= OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore
+            overrides = [text for text in overrides if text not in given]
         targets = f"targets={definition.get('targets', 'paper')}".replace(" ", "")
         overrides = [targets.replace("'", ""), *definition.get("overrides", []), *overrides]
         with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):

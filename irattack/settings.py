@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
@@ -92,6 +93,15 @@ def check(cfg: DictConfig) -> None:
         )
     if cfg.gamma is not None and not 0 < number(cfg.gamma, "gamma") <= 1:
         raise InputError(f"gamma={cfg.gamma}: expected a factor in (0, 1], or null.")
+    settings = cfg.benchmark
+    for name in settings.step_size:
+        if number(settings.step_size[name], f"benchmark.step_size.{name}") <= 0:
+            raise InputError(f"benchmark.step_size.{name}: expected a number above 0.")
+    for name in ("copies", "kernel", "relaxed.steps"):
+        value = OmegaConf.select(settings, name)
+        if type(value) is not int or value < 1 or (name == "kernel" and value % 2 == 0):
+            odd = "odd " if name == "kernel" else ""
+            raise InputError(f"benchmark.{name}={value}: expected an {odd}whole number above 0.")
     if ("penalty" in cfg.attack) != cfg.norm._target_.endswith("Free"):
         raise InputError(
             "norm=free and attack=relaxed belong together: the relaxed attack (Eq. 8) has no ball, "
@@ -114,7 +124,20 @@ def check(cfg: DictConfig) -> None:
 def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
     """Those of the given settings of an attack that this attack does not use."""
     used = OmegaConf.to_yaml(cfg.attack, resolve=False)
-    own = ("lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau", "norm")
+    own: tuple[str, ...] = (
+        "lam",
+        "gamma",
+        "start",
+        "samples",
+        "cells",
+        "grid",
+        "steps",
+        "c",
+        "p",
+        "tau",
+        "norm",
+    )
+    own = (*own, "eps") if "penalty" in cfg.attack else own
     names = [text.split("=")[0] for text in given]
     return [name for name in names if name in own and not re.search(rf"\$\{{{name}\b", used)]
 
@@ -125,7 +148,9 @@ class CheckAll(Callback):
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the program if one of the combinations cannot be used."""
         with one_sentence():
-            given = OverridesParser.create().parse_overrides(list(config.hydra.overrides.task))
+            loader = GlobalHydra.instance().config_loader()
+            parser = OverridesParser.create(config_loader=loader)
+            given = parser.parse_overrides(list(config.hydra.overrides.task))
             combinations = BasicSweeper.split_arguments(given, max_batch_size=None)[0]
             for choice in combinations:
                 check(compose("config", overrides=list(choice)))

@@ -119,12 +119,12 @@ def train(name: str, cfg: DictConfig) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     state = {key: value.contiguous() for key, value in model.body.state_dict().items()}
     save_file(state, path)
-    report: dict[str, object] = {"sha256": sha256(path), "kilobytes": path.stat().st_size // 1000}
+    card: dict[str, object] = {"sha256": sha256(path), "kilobytes": path.stat().st_size // 1000}
     for split in ("val", "test"):
-        report[f"{split}_accuracy"], report[f"{split}_confidence"] = (
+        card[f"{split}_accuracy"], card[f"{split}_confidence"] = (
             round(value, 4) for value in accuracy(model, split)
         )
-    path.with_suffix(".json").write_text(json.dumps(report, indent=1) + "\n")
+    path.with_suffix(".json").write_text(json.dumps(card, indent=1) + "\n")
 
 
 @hydra.main(config_path=str(CONF), config_name="train", version_base="1.3")

@@ -7,13 +7,17 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from torch import Tensor, nn
 
-from irattack import analysis, interactions, pipeline, reproduce, settings, store
+from irattack import analysis, interactions, pipeline, propositions, reproduce, settings, store
 from irattack.errors import InputError
 from irattack.models import zoo
+from irattack.pieces import GaussianNoise
 from irattack.pipeline import Cell
+from irattack.randomness import Draws
 
 SMALL = [
     *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
@@ -60,6 +64,12 @@ def test_it_is_made(
         elif path.suffix == ".png":
             assert matplotlib.image.imread(path)[..., :3].std() > 0.03
 
+    gain = reproduce.load_definition(name).get("gain")
+    if gain:
+        (path,) = (folder / "photos" / kind).glob(f"{name}-*_gain.csv")
+        found = pd.read_csv(path)
+        assert set(zip(found.over, found.attack, strict=True)) == {tuple(pair) for pair in gain}
+
     def never(*_: object) -> None:
         raise AssertionError("the second call must answer from the disk")
 
@@ -102,6 +112,49 @@ def test_transfer_utility_is_the_change_of_the_margin(folder: Path) -> None:
     true = logits[np.arange(8), y].copy()
     logits[np.arange(8), y] = -np.inf
     np.testing.assert_allclose(margins - utility, [logits.max(axis=1) - true] * 2, atol=1e-4)
+
+
+def test_the_attacks_of_the_proofs(smooth: nn.Module, images: Tensor) -> None:
+    alpha, steps = 0.05, 4
+    cfg = {"step_size": alpha, "steps": steps, "loss": "ce", "copies": 3, "sigma": 0.1}
+    y, ids = smooth(images).argmax(dim=1), [f"image-{i}" for i in range(9)]
+    found = propositions.perturb(cfg, smooth, images, y, ids, seed=0)
+
+    def g(z: Tensor) -> Tensor:
+        z = z.clone().requires_grad_()
+        return torch.autograd.grad(F.cross_entropy(smooth(z), y, reduction="sum"), z)[0]
+
+    multi, vr, mi, momentum = (torch.zeros_like(images) for _ in range(4))
+    for t in range(1, steps + 1):
+        multi = multi + alpha * g(images + multi)
+        noise = GaussianNoise(3, 0.1).noise(images, ids, t, Draws(0))
+        vr = vr + alpha * sum(g(images + vr + noise[:, k]) for k in range(3)) / 3
+        mu = (t - 1) / t
+        momentum = mu * momentum + (1 - mu) * g(images + mi)
+        mi = mi + alpha * momentum
+    single = alpha * steps * g(images)
+    for name, expected in (("multi", multi), ("single", single), ("vr", vr), ("mi", mi)):
+        torch.testing.assert_close(found[name], expected)
+    lengths = [found[name].flatten(1).norm(dim=1) for name in ("noise", "multi")]
+    torch.testing.assert_close(*lengths)
+
+
+def test_propositions_are_differences_of_the_right_attacks(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    make("propositions", folder, monkeypatch, capsys)
+    data = pd.read_csv(next((folder / "photos" / "tables").glob("propositions-*.csv")))
+    one = cell(folder)
+    definition = reproduce.load_definition("propositions") | {"steps": 2}
+    for loss in ("ce", "margin"):
+        found = propositions.measured(one, definition, loss)
+        where = (data.loss == loss) & data.claim.str.startswith("Proposition 1")
+        for scale in ("own", "equal"):
+            row = data[where & (data.lengths == scale)].iloc[0]
+            means = [found[f"{scale} {attack}"].mean() for attack in ("multi", "single")]
+            assert row.difference == pytest.approx(means[0] - means[1], abs=2e-4)
+        lengths = np.median(found["length multi"]), np.median(found["length single"])
+        assert (row.length_larger, row.length_smaller) == pytest.approx(lengths, abs=2e-4)
 
 
 def test_damaged_arrays_are_computed_again(tmp_path: Path) -> None:
