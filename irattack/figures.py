@@ -22,6 +22,7 @@ from irattack.pipeline import Cell
 from irattack.propositions import measured
 from irattack.randomness import Draws
 from irattack.report import NAMES, method_name
+from irattack.settings import number
 
 Definition = dict[str, Any]
 STYLE: Any = {
@@ -113,53 +114,78 @@ def success_by_step(cell: Cell, target: str) -> np.ndarray:
 
 
 def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
-    """Interaction against transfer utility, a point for each weight c of the relaxed attack."""
+    """Interaction against transfer utility, a point for each weight c of the relaxed attack.
+
+    A panel's points are means over the same images: those that reach ‖δ‖₂ = τ for every c.
+    """
+    reached: dict[tuple[str, float], np.ndarray] = {}
+    for cell in cells:
+        arrays = store.read_arrays(cell.margins_path(cell.targets[0]))
+        arrived = arrays["lengths"][-1] >= 0.99 * number(cell.cfg.tau)  # of the 8-bit images
+        where = (cell.cfg.source, cell.cfg.p)
+        reached[where] = reached.get(where, arrived) & arrived
     records = []
     for cell in cells:
         average = analysis.average_interaction(cell)
-        stopped = cell.cfg.images - (pipeline.below_tau(cell) or 0)
+        kept = reached[cell.cfg.source, cell.cfg.p]
         for target in cell.targets:
-            if same_family(cell.cfg.source, target):
-                continue
-            utility = analysis.transfer_utility(cell, target)[-1]
-            records.append(
-                {
-                    "source": cell.cfg.source,
-                    "target": target,
-                    "p": cell.cfg.p,
-                    "c": cell.cfg.c,
-                    "n": len(average),
-                    "reached_tau": stopped,
-                    "interaction": average.mean(),
-                    "transfer_utility": utility.mean(),
+            if not same_family(cell.cfg.source, target):
+                utility = analysis.transfer_utility(cell, target)[-1]
+                point = {
+                    "interaction": average[kept].mean(),
+                    "transfer_utility": utility[kept].mean(),
                 }
-            )
+                records.append(
+                    {"source": cell.cfg.source, "target": target, "p": cell.cfg.p, "c": cell.cfg.c}
+                    | {"n": kept.sum(), "never_reached_tau": pipeline.below_tau(cell)}
+                    | point
+                )
     data = pd.DataFrame(records)
     groups = list(data.groupby(["p", "source", "target"], sort=False))
-    if min(len(group) for _, group in groups) < 3:
-        raise InputError("fig1: a correlation needs at least three values of c; select more.")
-    figure, axes = panels(len(groups), 4)
+    if min(len(group) for _, group in groups) < 3 or data.n.min() < 2:
+        raise InputError(
+            "fig1: a correlation needs at least three values of c, and two images that reach τ for "
+            "all of them; select more values, a smaller tau or smaller c."
+        )
+    figure, axes = panels(len(groups), 4, width=1.85)
     colours = dict(zip(data.p.unique(), sns.color_palette("colorblind"), strict=False))
     lines = []
     for axis, ((p, source, target), group) in zip(axes, groups, strict=True):
-        x, y = group.interaction, group.transfer_utility
-        sns.regplot(x=x, y=y, ax=axis, color=colours[p], scatter_kws={"s": 12}, seed=0)
+        x, y = group.interaction.to_numpy(), group.transfer_utility.to_numpy()
         fit = stats.pearsonr(x, y)
+        line = np.linspace(x.min(), x.max(), 50)
+        middle, half = regression(x, y, line)
+        axis.fill_between(line, middle - half, middle + half, color=colours[p], alpha=0.2, lw=0)
+        axis.plot(line, middle, color=colours[p])
+        axis.plot(x, y, "o", color=colours[p], markersize=3.5)
         axis.set_title(
             f"{title(source)} → {title(target)}, p = {p}\n"
-            f"r = {fit.statistic:.2f}, P = {fit.pvalue:.2g}, n = {len(x)} points"
+            f"r = {fit.statistic:.2f}, P = {fit.pvalue:.1g}, n = {len(x)}",
+            fontsize=7,
         )
-        axis.set_xlabel("average interaction (logits)")
-        axis.set_ylabel("transfer utility (logits)")
+        axis.set_xlabel("interaction (logits)")
         lines.append((p, title(source), title(target), fit.statistic, fit.pvalue, len(x)))
+    for axis in axes[::4]:
+        axis.set_ylabel("transfer utility (logits)")
     table = pd.DataFrame(lines, columns=["p", "source", "target", "r", "P-value", "points"])
-    never = data.n - data.reached_tau
     note = (
-        f"τ = {cells[0].cfg.tau}; images that never reached ‖δ‖₂ = τ: {never.max()} of "
-        f"{data.n.max()} at most in a point"
+        f"A point is a mean over the images that reach τ = {cells[0].cfg.tau} for every c, "
+        f"{data.n.min()} to {data.n.max()} of them; at most {data.never_reached_tau.max()} of "
+        f"{cells[0].cfg.images} images never reach it for a c. Line: least squares with its 95 % "
+        "band; r: Pearson, over n points that share their images, so that P is a description only"
     )
     written = save(name, definition | {"note": note}, cells, figure, data)
     return f"{table.to_markdown(index=False, floatfmt='.2g', tablefmt='simple')}\n\n{written}"
+
+
+def regression(x: np.ndarray, y: np.ndarray, at: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The least-squares line of (n,) points at other x, and the half-width of its 95 % band."""
+    slope, intercept = np.polyfit(x, y, 1)
+    free = len(x) - 2
+    residual = np.sqrt(((y - slope * x - intercept) ** 2).sum() / free)
+    spread = np.sqrt(1 / len(x) + (at - x.mean()) ** 2 / ((x - x.mean()) ** 2).sum())
+    quantile = stats.t.ppf((1 + evaluation.LEVEL) / 2, free)
+    return slope * at + intercept, quantile * residual * spread
 
 
 def same_family(source: str, target: str) -> bool:
