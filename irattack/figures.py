@@ -131,16 +131,11 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         for target in cell.targets:
             if not same_family(cell.cfg.source, target):
                 utility = analysis.transfer_utility(cell, target)[-1]
-                point = {
-                    "interaction": average[kept].mean(),
-                    "transfer_utility": utility[kept].mean(),
-                }
-                records.append(
-                    {"source": cell.cfg.source, "target": target, "p": cell.cfg.p, "c": cell.cfg.c}
-                    | {"n": kept.sum(), "never_reached_tau": pipeline.below_tau(cell)}
-                    | point
-                )
-    data = pd.DataFrame(records)
+                where = (cell.cfg.source, target, cell.cfg.p, cell.cfg.c)
+                means = (average[kept].mean(), utility[kept].mean())
+                records.append((*where, kept.sum(), pipeline.below_tau(cell), *means))
+    names = ["source", "target", "p", "c", "n", "never_reached_tau", "interaction"]
+    data = pd.DataFrame(records, columns=[*names, "transfer_utility"])
     groups = list(data.groupby(["p", "source", "target"], sort=False))
     if min(len(group) for _, group in groups) < 3 or data.n.min() < 2:
         raise InputError(
