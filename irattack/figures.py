@@ -131,9 +131,9 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         for target in cell.targets:
             if not same_family(cell.cfg.source, target):
                 utility = analysis.transfer_utility(cell, target)[-1]
-                where = (cell.cfg.source, target, cell.cfg.p, cell.cfg.c)
+                point = (cell.cfg.source, target, cell.cfg.p, cell.cfg.c)
                 means = (average[kept].mean(), utility[kept].mean())
-                records.append((*where, kept.sum(), pipeline.below_tau(cell), *means))
+                records.append((*point, kept.sum(), pipeline.below_tau(cell), *means))
     names = ["source", "target", "p", "c", "n", "never_reached_tau", "interaction"]
     data = pd.DataFrame(records, columns=[*names, "transfer_utility"])
     groups = list(data.groupby(["p", "source", "target"], sort=False))
