@@ -77,7 +77,9 @@ def accuracy(model: torch.nn.Module, split: str) -> tuple[float, float]:
 
 
 def trained(name: str, folder: Path) -> torch.nn.Module:
-    """A network with the weights that this training wrote to `folder`, frozen."""
+    """A network with the weights that a training wrote to `folder`, else the shipped; frozen."""
+    if not (folder / f"{name}.safetensors").is_file():
+        return build("photos", name)
     model = build("photos", name, pretrained=False)
     assert isinstance(model, Network)
     model.body.load_state_dict(load_file(folder / f"{name}.safetensors"))

@@ -124,10 +124,10 @@ def test_multirun_and_whole_config(run: Run) -> None:
     status, out, err = run("-m", "attack=ir", "lam=0,1/2", "source=alexnet", *QUICK)
     assert status == 0, err
     assert len(re.findall(r"^alexnet", out, re.M)) == 2
-    status, out, _ = run("attack=ir", "source=densenet121", "--cfg", "job")
+    status, out, _ = run("attack=ir", "source=alexnet", "--cfg", "job")
     assert status == 0
     assert "${" not in out
-    assert "lam: 1" in out
+    assert "lam: 2" in out  # its own, from conf/model/photos
 
 
 def test_changed_weights_are_refused(
