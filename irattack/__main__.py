@@ -10,7 +10,7 @@ with one_sentence():
     from omegaconf import DictConfig
 
     from irattack.models.zoo import CONF
-    from irattack.pipeline import Cell, run
+    from irattack.pipeline import Cell, below_tau, run
     from irattack.report import render
     from irattack.settings import check, register_resolvers, without_effect
 
@@ -24,7 +24,11 @@ def job(cfg: DictConfig) -> None:
         check(cfg)
         for name in without_effect(cfg, HydraConfig.get().overrides.task):
             log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
-        print(render(run(Cell(cfg))))
+        cell = Cell(cfg)
+        print(render(run(cell)))
+        short = below_tau(cell)
+        if short is not None:
+            print(f"{short} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
 
 
 def main() -> None:

@@ -221,4 +221,5 @@ def test_relaxed_counts_the_images_that_never_reach_tau(run: Run, tmp_path: Path
         record = next((tmp_path / tau).rglob("alexnet.json")).read_text()
         counts[tau] = re.search(r'"below_tau": (\d+)', record)
         assert re.search(r"alexnet\s+relaxed\s+free", out)
+        assert f"of 8 images never reached ‖δ‖₂ = τ = {tau}" in out
     assert [found and int(found[1]) for found in counts.values()] == [0, 8]
