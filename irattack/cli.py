@@ -28,6 +28,7 @@ STORAGE = {
     errno.EACCES: "writing there is not permitted",
     errno.EPERM: "writing there is not permitted",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
+    errno.ENOENT: "the folder is not there and cannot be made",
     errno.EEXIST: "a file is in the way",
 }
 GROUPS = ("attack", "norm", "benchmark", "protocol", "piece")

@@ -100,7 +100,8 @@ def setting(definition: Definition, cells: Sequence[Cell]) -> str:
     """On which benchmark, protocol and number of images a figure was made."""
     cfg = cells[0].cfg
     note = definition.get("note", "")
-    settings = f"benchmark={cfg.benchmark.name}, n = {cfg.images} images"
+    count = definition.get("images", cfg.images)
+    settings = f"benchmark={cfg.benchmark.name}, n = {count} images"
     if definition.get("run", True):
         longest = max(cell.steps_facts["attack"]["steps"] for cell in cells)
         settings += f", protocol={cfg.protocol.name}, {longest} steps"
@@ -386,7 +387,7 @@ def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     columns = ["source", "quantity", "from", "to", "count"]
     summary = pd.DataFrame(lines, columns=["source", "of", "n", "median |·|", "share below 1"])
     note = (
-        f"{definition['images']} of the images, {definition['columns']} columns b each, Softplus "
+        f"{definition['columns']} columns b each, Softplus "
         f"with β = {definition['beta']} for ReLU, cross-entropy; the outer 1 % is not drawn"
     )
     written = save(

@@ -1,6 +1,8 @@
 """Builds a model by name: its facts stand in conf/model/<benchmark>/<name>.yaml."""
 
 import json
+from copy import deepcopy
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +26,16 @@ def names(benchmark: str) -> list[str]:
 
 def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
     """The facts of a model, over those that all models of the benchmark share."""
-    path = CONF / "model" / benchmark / f"{name}.yaml"
     if name not in names(benchmark):
         raise unknown(what, name, names(benchmark))
+    return deepcopy(_card(benchmark, name))
+
+
+@cache
+def _card(benchmark: str, name: str) -> dict[str, Any]:
     shared = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml").model
-    merged = OmegaConf.to_container(OmegaConf.merge(shared, OmegaConf.load(path)))
+    own = OmegaConf.load(CONF / "model" / benchmark / f"{name}.yaml")
+    merged = OmegaConf.to_container(OmegaConf.merge(shared, own))
     assert isinstance(merged, dict)
     return {str(key): value for key, value in merged.items()}
 
