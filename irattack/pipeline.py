@@ -179,6 +179,8 @@ def chosen_images(cell: Cell) -> Candidates:
         with torch.no_grad():
             correct = torch.stack([margin(model(x), y) < 0 for model in models]).all(dim=0)
         kept += [row for row, good in zip(rows_, correct.tolist(), strict=True) if good]
+        if len(kept) >= cfg.images:
+            break
     if len(kept) < cfg.images:
         raise InputError(
             f"images={cfg.images}: only {len(kept)} of {len(candidates)} candidate images are "
