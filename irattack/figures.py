@@ -109,11 +109,6 @@ def setting(definition: Definition, cells: Sequence[Cell]) -> str:
     return f"{settings}. {note}".strip()
 
 
-def success_by_step(cell: Cell, target: str) -> np.ndarray:
-    """Success rate (%) at every step, (T,)."""
-    return 100 * (store.read_arrays(cell.margins_path(target))["margins"] > 0).mean(axis=1)
-
-
 def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Interaction against transfer utility, a point for each weight c of the relaxed attack.
 
@@ -279,10 +274,10 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
     for cell in cells:
         for target in cell.targets:
             margins = store.read_arrays(cell.margins_path(target))["margins"]
-            chosen = evaluation.chosen_steps(margins > 0) + (cell.cfg.attack.record == "after")
-            usual = int(np.bincount(chosen).argmax())
             first = int(cell.cfg.attack.record == "after")
-            for step, percent in enumerate(success_by_step(cell, target), start=first):
+            chosen = evaluation.chosen_steps(margins > 0) + first
+            usual = int(np.bincount(chosen).argmax())
+            for step, percent in enumerate(100 * (margins > 0).mean(axis=1), start=first):
                 where = (cell.cfg.source, cell.method, target, len(chosen), step, percent)
                 records.append((*where, usual))
     columns = ["source", "attack", "target", "n", "step", "success_rate_percent", "chosen_step"]

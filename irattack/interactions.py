@@ -64,6 +64,28 @@ def rivals(model: nn.Module, x: Tensor, delta: Tensor, y: Tensor) -> Tensor:
         return strongest_rival(model(x + delta), y)
 
 
+def crossing(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    sets: Sets,
+    count: int,
+    micro_batch: int,
+    rival: Tensor | None,
+) -> Tensor:
+    """v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅) of sets 0 … count − 1 of each image, (B, count) float64."""
+
+    def probes(image: Tensor, number: Tensor) -> Tensor:  # the sets, their complements, Λ, ∅
+        drawn = sets(image, number % count) & (number < 2 * count)[:, None, None]
+        rest = (number >= count) & (number <= 2 * count)
+        return drawn ^ rest[:, None, None]
+
+    v = utilities(model, x, delta, y, probes, 2 * count + 2, micro_batch, rival)
+    whole, empty = v[:, 2 * count, None], v[:, 2 * count + 1, None]
+    return whole - v[:, count : 2 * count] - v[:, :count] + empty
+
+
 def contributions(
     model: nn.Module,
     x: Tensor,
@@ -79,15 +101,11 @@ def contributions(
     """
     cells = grid**2
 
-    def sets(image: Tensor, number: Tensor) -> Tensor:
-        cell = torch.arange(cells) == (number % cells)[:, None]  # singles, complements, Λ, ∅
-        cell = cell & (number < 2 * cells)[:, None]
-        rest = (number >= cells) & (number <= 2 * cells)
-        return (cell ^ rest[:, None]).view(-1, grid, grid)
+    def single(image: Tensor, number: Tensor) -> Tensor:
+        return (torch.arange(cells) == number[:, None]).view(-1, grid, grid)
 
-    v = utilities(model, x, delta, y, sets, 2 * cells + 2, micro_batch, rival)
-    whole, empty = v[:, 2 * cells, None], v[:, 2 * cells + 1, None]
-    return (whole - v[:, cells : 2 * cells] - v[:, :cells] + empty).view(-1, grid, grid)
+    each = crossing(model, x, delta, y, single, cells, micro_batch, rival)
+    return each.view(-1, grid, grid)
 
 
 def average(contribution: Tensor) -> Tensor:
@@ -123,15 +141,10 @@ def sampled(
     """
     chosen = draws.subsets(ids, 0, samples, cells, grid)
 
-    def sets(image: Tensor, number: Tensor) -> Tensor:
-        drawn = chosen[image, number.clamp_max(2 * samples - 1) % samples]
-        drawn = drawn & (number < 2 * samples)[:, None, None]
-        rest = (number >= samples) & (number <= 2 * samples)
-        return drawn ^ rest[:, None, None]
+    def drawn(image: Tensor, number: Tensor) -> Tensor:
+        return chosen[image, number]
 
-    v = utilities(model, x, delta, y, sets, 2 * samples + 2, micro_batch, rival)
-    whole, empty = v[:, 2 * samples, None], v[:, 2 * samples + 1, None]
-    each = whole - v[:, samples : 2 * samples] - v[:, :samples] + empty
+    each = crossing(model, x, delta, y, drawn, samples, micro_batch, rival)
     return Estimate(each.mean(dim=1), each.std(dim=1) / samples**0.5)
 
 
