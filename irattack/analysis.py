@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from irattack import evaluation, interactions, pipeline, steps, store
-from irattack.data.images import Candidates
+from irattack.data.images import Images
 from irattack.norms import l2_length
 from irattack.pipeline import Cell
 
@@ -27,7 +27,7 @@ class Last:
         images: as 8-bit pixels. x: (N, C, H, W) in [0, 1]. y: (N,). delta: (N, C, H, W).
     """
 
-    images: Candidates
+    images: Images
     x: Tensor
     y: Tensor
     delta: Tensor

@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from irattack import evaluation, steps, store
 from irattack.attack import Attack, perturbations
-from irattack.data.images import Candidates
+from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.losses import margin
 from irattack.models import zoo
@@ -102,7 +102,7 @@ class Cell:
         """The manifest of the attacked images."""
         return self.root / "images" / f"{store.key(self.images_facts)}.json"
 
-    def shards(self, images: Candidates) -> Iterator[tuple[Path, Candidates]]:
+    def shards(self, images: Images) -> Iterator[tuple[Path, Images]]:
         """Path and images of each shard of the step cache."""
         for start in range(0, len(images), self.cfg.block):
             rows = range(start, min(start + self.cfg.block, len(images)))
@@ -146,7 +146,7 @@ def to_device(pixels: np.ndarray, cfg: DictConfig) -> Tensor:
     return torch.from_numpy(pixels).to(device(cfg)).float() / 255
 
 
-def chosen_images(cell: Cell) -> Candidates:
+def chosen_images(cell: Cell) -> Images:
     """The images of this benchmark, all of which every source model classifies correctly.
 
     Chosen by seed and written to a manifest of names and hashes, which is read from then on.
@@ -157,25 +157,27 @@ def chosen_images(cell: Cell) -> Candidates:
     if manifest is not None:
         rows = {name: row for row, name in enumerate(candidates.ids)}
         listed = manifest["images"]
-        changed = [
-            image["id"]
-            for image in listed
-            if image["id"] not in rows or candidates.digest(rows[image["id"]]) != image["sha256"]
-        ]
+        changed = [image["id"] for image in listed if image["id"] not in rows]
+        if not changed:
+            found = candidates.take([rows[image["id"]] for image in listed])
+            changed = [
+                image["id"] for i, image in enumerate(listed) if found.digest(i) != image["sha256"]
+            ]
         if changed:
             raise InputError(
                 f"{cell.images_path}: {len(changed)} of {len(listed)} images are missing or have "
                 f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
                 "delete the manifest to choose anew."
             )
-        return candidates.take([rows[image["id"]] for image in listed])
+        return found
     models = [cell.build(name) for name in cfg.benchmark.sources]
     order = sorted(range(len(candidates)), key=lambda i: store.key([cfg.seed, candidates.ids[i]]))
     kept: list[int] = []
     for start in range(0, len(order), cfg.micro_batch):
         rows_ = order[start : start + cfg.micro_batch]
-        x = to_device(candidates.pixels[rows_], cfg)
-        y = torch.from_numpy(candidates.labels[rows_]).to(x.device)
+        batch = candidates.take(rows_)
+        x = to_device(batch.pixels, cfg)
+        y = torch.from_numpy(batch.labels).to(x.device)
         with torch.no_grad():
             correct = torch.stack([margin(model(x), y) < 0 for model in models]).all(dim=0)
         kept += [row for row, good in zip(rows_, correct.tolist(), strict=True) if good]
@@ -201,7 +203,7 @@ def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
     return (pixels + levels).astype(np.uint8)
 
 
-def shard_manifest(cell: Cell, images: Candidates) -> dict[str, Any]:
+def shard_manifest(cell: Cell, images: Images) -> dict[str, Any]:
     """What a valid shard of this cell must say of itself."""
     return {
         "key": cell.key,
@@ -215,7 +217,7 @@ def progress(total: int, what: str) -> tqdm:
     return tqdm(total=total, desc=what, unit="step", leave=False, disable=None)
 
 
-def attack_images(cell: Cell, images: Candidates) -> None:
+def attack_images(cell: Cell, images: Images) -> None:
     """Runs the attack on every shard that is not on disk yet."""
     cfg = cell.cfg
     shards = list(cell.shards(images))
@@ -243,7 +245,7 @@ def attack_images(cell: Cell, images: Candidates) -> None:
             manifest = shard_manifest(cell, part) | made
 
             def frames(
-                part: Candidates, x: Tensor, y: Tensor, manifest: dict[str, Any]
+                part: Images, x: Tensor, y: Tensor, manifest: dict[str, Any]
             ) -> Iterator[np.ndarray]:
                 ids = part.ids
                 for delta in perturbations(attack, model, x, y, ids, draws, cfg.micro_batch):
@@ -262,7 +264,7 @@ def device_name(cfg: DictConfig) -> str:
 
 
 @torch.no_grad()
-def measure_margins(cell: Cell, images: Candidates, targets: Sequence[str]) -> None:
+def measure_margins(cell: Cell, images: Images, targets: Sequence[str]) -> None:
     """Margins of every step on the targets: reads the step cache once, writes (T, N) a target.
 
     Beside them go the margins of the clean images, (N,), the L2 lengths of the perturbations, in

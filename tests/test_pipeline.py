@@ -11,6 +11,7 @@ from hydra import compose, initialize_config_dir
 
 from irattack import evaluation, pipeline, report, steps, store
 from irattack.data import photos
+from irattack.data.images import Candidates
 from irattack.errors import InputError
 from irattack.losses import margin
 from irattack.models import zoo
@@ -78,8 +79,14 @@ def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     def changed(split: str):  # type: ignore[no-untyped-def]
         found = real(split)
-        found.pixels[list(found.ids).index(images.ids[3])] ^= 1
-        return found
+        marked = found.ids.index(images.ids[3])
+
+        def read(rows):  # type: ignore[no-untyped-def]
+            pixels = found.read(rows)
+            pixels[[row == marked for row in rows]] ^= 1
+            return pixels
+
+        return Candidates(found.ids, found.labels, read)
 
     monkeypatch.setattr(photos, "candidates", changed)
     with pytest.raises(InputError, match=f"1 of 12 images .*{images.ids[3]}"):

@@ -1,15 +1,15 @@
 """Labelled 8-bit images, the input of everything."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 
 @dataclass(frozen=True)
-class Candidates:
-    """Images that may be attacked.
+class Images:
+    """Images in memory.
 
     Attributes:
         ids: (N,) names; all randomness of an image depends on its name.
@@ -24,11 +24,34 @@ class Candidates:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def take(self, indices: Sequence[int]) -> "Candidates":
+    def take(self, indices: Sequence[int]) -> "Images":
         """The images at these positions, in this order."""
         rows = list(indices)
-        return Candidates([self.ids[i] for i in rows], self.labels[rows], self.pixels[rows])
+        return Images([self.ids[i] for i in rows], self.labels[rows], self.pixels[rows])
 
     def digest(self, index: int) -> str:
         """SHA-256 of an image's pixels."""
         return hashlib.sha256(np.ascontiguousarray(self.pixels[index]).tobytes()).hexdigest()
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """Images that may be attacked, read when they are needed.
+
+    Attributes:
+        ids: (N,) names, each once.
+        labels: (N,) class indices.
+        read: from b positions to (b, C, H, W) uint8.
+    """
+
+    ids: Sequence[str]
+    labels: np.ndarray
+    read: Callable[[Sequence[int]], np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def take(self, indices: Sequence[int]) -> Images:
+        """Reads the images at these positions, in this order."""
+        rows = list(indices)
+        return Images([self.ids[i] for i in rows], self.labels[rows], self.read(rows))

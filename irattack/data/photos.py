@@ -121,7 +121,8 @@ def candidates(split: str) -> Candidates:
     if split not in SPLITS:
         raise unknown("benchmark.data.split", split, SPLITS)
     images, labels, ids = crops(split)
-    return Candidates(ids, labels, images.transpose(0, 3, 1, 2))
+    pixels = images.transpose(0, 3, 1, 2)
+    return Candidates(ids, labels, lambda rows: pixels[list(rows)])
 
 
 def to_tensor(images: np.ndarray) -> Tensor:
