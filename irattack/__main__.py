@@ -9,8 +9,9 @@ with one_sentence():
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
+    from irattack.cell import Cell
     from irattack.models.zoo import CONF
-    from irattack.pipeline import Cell, below_tau, run
+    from irattack.pipeline import rows, run
     from irattack.report import render
     from irattack.settings import check, register_resolvers, without_effect
 
@@ -25,10 +26,17 @@ def job(cfg: DictConfig) -> None:
         for name in without_effect(cfg, HydraConfig.get().overrides.task):
             log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
         cell = Cell(cfg)
-        print(render(run(cell)))
-        short = below_tau(cell)
-        if short is not None:
-            print(f"{short} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
+        waiting = run(cell)
+        if waiting:
+            print(
+                f"{cell.label}: shard={cfg.shard} is done; {len(waiting)} shards of others are not."
+            )
+            return
+        results = rows(cell)
+        print(render(results))
+        short = results.below_tau.max()
+        if short == short:  # not NaN
+            print(f"{short:.0f} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
 
 
 def main() -> None:

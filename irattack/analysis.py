@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from irattack import evaluation, interactions, pipeline, steps, store
+from irattack.cell import Cell, prepare, to_device
 from irattack.data.images import Images
 from irattack.norms import l2_length
-from irattack.pipeline import Cell
 
 VERSION = 1  # raise it when the same configuration starts to give other values
 
@@ -36,12 +36,13 @@ class Last:
 def last_step(cell: Cell) -> Last:
     """Reads the last step of an attack from the step cache; runs the attack where it is missing."""
     images = pipeline.chosen_images(cell)
-    pipeline.attack_images(cell, images)
+    last = cell.recorded - 1
+    pipeline.attack_images(cell, images, sorted({*cell.kept, last}))
     frames = []
     for path, part in cell.shards(images):
         *_, frame = steps.read_shard(path, part.pixels)
-        frames.append(pipeline.to_device(frame, cell.cfg))
-    x = pipeline.to_device(images.pixels, cell.cfg)
+        frames.append(to_device(frame, cell.cfg))
+    x = to_device(images.pixels, cell.cfg)
     y = torch.from_numpy(images.labels).to(x.device)
     return Last(images, x, y, torch.cat(frames) - x)
 
@@ -69,7 +70,7 @@ def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
         found = interactions.contributions(model, last.x, delta, last.y, cfg.grid, cfg.micro_batch)
         return {"contributions": found.numpy()}
 
-    pipeline.prepare(cfg)
+    prepare(cfg)
     path = cell.root / "interactions" / cell.label / name
     return store.remembered(path, facts, compute)["contributions"]
 

@@ -9,7 +9,8 @@ import pandas as pd
 from scipy import stats
 
 from irattack import analysis, evaluation, store
-from irattack.pipeline import Cell, rows
+from irattack.cell import Cell
+from irattack.pipeline import rows
 from irattack.propositions import CLAIMS, measured
 from irattack.report import NAMES, PAPER, caption, method_name, publish
 

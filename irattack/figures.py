@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from scipy import stats
 
 from irattack import analysis, evaluation, hessian, interactions, losses, pipeline, store
+from irattack.cell import VERSION, Cell, prepare, to_device
 from irattack.errors import InputError
-from irattack.pipeline import Cell
 from irattack.propositions import measured
 from irattack.randomness import Draws
 from irattack.report import NAMES, method_name
@@ -131,7 +131,8 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
                 utility = analysis.transfer_utility(cell, target)[-1]
                 point = (cell.cfg.source, target, cell.cfg.p, cell.cfg.c)
                 means = (average[kept].mean(), utility[kept].mean())
-                records.append((*point, kept.sum(), pipeline.below_tau(cell), *means))
+                never = pipeline.rows(cell).below_tau.max()
+                records.append((*point, kept.sum(), never, *means))
     names = ["source", "target", "p", "c", "n", "never_reached_tau", "interaction"]
     data = pd.DataFrame(records, columns=[*names, "transfer_utility"])
     groups = list(data.groupby(["p", "source", "target"], sort=False))
@@ -189,7 +190,7 @@ def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     count = min(definition["drawn"], cells[0].cfg.images)
     data, drawn = [], []
     for cell in cells:
-        pipeline.prepare(cell.cfg)
+        prepare(cell.cfg)
         last = analysis.last_step(cell)
         found = interactions.neighbour_map(
             cell.build(cell.cfg.source),
@@ -335,7 +336,7 @@ def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
     cfg, count = cell.cfg, definition["images"]
     settings = {key: definition[key] for key in ("images", "columns", "beta")}
     facts = {
-        "version": [analysis.VERSION, pipeline.VERSION],
+        "version": [analysis.VERSION, VERSION],
         "images": cell.images_facts,
         "source": cell.identity(cfg.source),
         "settings": settings | {"seed": cfg.seed},
@@ -344,7 +345,7 @@ def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
     def compute() -> dict[str, np.ndarray]:
         images = pipeline.chosen_images(cell).take(range(count))
         model = hessian.smoothed(cell.build(cfg.source), definition["beta"]).double()
-        x = pipeline.to_device(images.pixels, cfg).double()
+        x = to_device(images.pixels, cfg).double()
         y = torch.from_numpy(images.labels).to(x.device)
         draw = Draws(cfg.seed).uniform(images.ids, 0, "columns", (x[0].numel(),))
         columns = draw.argsort(dim=1)[:, : definition["columns"]].tolist()
@@ -352,7 +353,7 @@ def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
         kept = {"element": elements.float(), "ratio": ratio}
         return {name: values.flatten().cpu().numpy() for name, values in kept.items()}
 
-    pipeline.prepare(cfg)
+    prepare(cfg)
     path = cell.root / "interactions" / "hessian" / f"{cfg.source}-{store.key(facts)}.safetensors"
     return store.remembered(path, facts, compute)
 

@@ -92,9 +92,12 @@ def gradient(
     groups = [[term] for term in shared] if one_graph else [shared] if shared else []
     for group in [*groups, *others]:
         first = group[0]
-        pairs = torch.arange(len(x) * first.probes, device=x.device)  # all probes of image 0, 1, …
-        for part in pairs.split(first.probes if one_graph else micro_batch):
-            image, probe = part // first.probes, part % first.probes
+        probes = first.probes
+        count, size = len(x) * probes, probes if one_graph else micro_batch
+        for low in range(0, count, size):  # all probes of image 0, of image 1, …
+            high = min(low + size, count)
+            part = torch.arange(low, high, device=x.device)
+            image, probe = part // probes, part % probes
             move, present = delta[image], None
             if first.sets is not None:
                 cells = first.sets[image, probe]
@@ -112,5 +115,10 @@ def gradient(
                 rival[image] = strongest_rival(logits.detach(), y[image])
             values = [t.weight[image] * t.value(logits, y[image], rival[image]) for t in group]
             (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
-            total.index_add_(0, image, g if present is None else g * present)
+            g = g if present is None else g * present
+            if probes == 1:
+                total[low:high] += g
+                continue
+            for i in range(low // probes, -(-high // probes)):  # index_add_ has no order on CUDA
+                total[i] += g[max(i * probes, low) - low : (i + 1) * probes - low].sum(dim=0)
     return total

@@ -1,11 +1,14 @@
-"""From a configuration to results: images, attack, step cache, margins, leave-one-out.
+"""From a cell to its results: images, attack, step cache, margins, leave-one-out.
 
-Each stage reads the stage before it from disk. What is on disk is named by a hash of everything
-that changes the numbers: a stage that is done is never done again, a change never reuses old work.
+What is on disk is named by a hash of everything that changes the numbers: work that is done is
+never done again, a change never reuses old work. The unit of work is a shard of images, whose
+margins are kept until those of all shards can be merged; so any number of processes may share a
+cell, and each may be killed at any time.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -13,137 +16,26 @@ import pandas as pd
 import torch
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from irattack import evaluation, steps, store
 from irattack.attack import Attack, perturbations
+from irattack.cell import PRECISIONS, Cell, device, plain, prepare, to_device
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.losses import margin
-from irattack.models import zoo
+from irattack.models.network import resized
 from irattack.norms import Norm
 from irattack.randomness import Draws
 
-VERSION = 1  # raise it when the same configuration starts to give other perturbations
-FORMAT = 3  # raise it when results hold something else
-PRECISION = "float32, TF32 off"
-
-
-def plain(cfg: Any) -> Any:
-    """A resolved configuration as plain lists and dicts."""
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
-
-
+FORMAT = 4  # raise it when results hold something else
 MEASURED = [
     *("success_rate_percent", "ci_low", "ci_high"),
-    *("last_step_percent", "mean_l2", "source_confidence"),
+    *("last_step_percent", "mean_l2", "source_confidence", "below_tau"),
 ]
 
-
-class Cell:
-    """One configuration, and where its work lies on disk.
-
-    Attributes:
-        images_facts, steps_facts: all that decides the images and the perturbations; hashed to
-            name their files.
-        recorded: how many steps of the attack are kept.
-    """
-
-    def __init__(self, cfg: DictConfig):
-        self.cfg = cfg
-        self.root = Path(cfg.output) / cfg.benchmark.name
-        self.images_facts = {
-            "data": plain(cfg.benchmark.data),
-            "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
-            "count": cfg.images,
-            "seed": cfg.seed,
-        }
-        attack = plain(cfg.attack)
-        self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
-        self.method = self.name  # what a table calls it
-        self.steps_facts = {
-            "version": VERSION,
-            "images": self.images_facts,
-            "source": self.identity(cfg.source),
-            "attack": attack,
-            "skip": zoo.skips(cfg.benchmark.name, cfg.source) if "backward" in attack else None,
-            "precision": PRECISION,
-            "seed": cfg.seed,
-            "block": cfg.block,
-            "micro_batch": cfg.micro_batch,
-        }
-        self.key = store.key(self.steps_facts)
-        self.norm = attack["norm"]["_target_"].rsplit(".", 1)[-1].lower()
-        self.recorded = 1 if attack["record"] == "last" else int(attack["steps"])
-        self.label = f"{self.name}-{cfg.source}-{self.norm}-{self.key}"
-
-    def identity(self, model: str) -> dict[str, Any]:
-        """What decides a model's outputs."""
-        return zoo.identity(self.cfg.benchmark.name, model)
-
-    def build(self, model: str) -> torch.nn.Module:
-        """A model on the device of this run."""
-        network = zoo.build(self.cfg.benchmark.name, model)
-        return network.to(memory_format=torch.channels_last).to(device(self.cfg))
-
-    @property
-    def targets(self) -> list[str]:
-        """The names of the target models, the source left out of a named set of targets."""
-        given = self.cfg.targets
-        if not isinstance(given, str):
-            return list(given)
-        if given not in self.cfg.benchmark.target_sets:
-            return [given]
-        return [name for name in self.cfg.benchmark.target_sets[given] if name != self.cfg.source]
-
-    @property
-    def images_path(self) -> Path:
-        """The manifest of the attacked images."""
-        return self.root / "images" / f"{store.key(self.images_facts)}.json"
-
-    def shards(self, images: Images) -> Iterator[tuple[Path, Images]]:
-        """Path and images of each shard of the step cache."""
-        for start in range(0, len(images), self.cfg.block):
-            rows = range(start, min(start + self.cfg.block, len(images)))
-            path = self.root / "steps" / self.label / f"{start // self.cfg.block:04}.b2"
-            yield path, images.take(rows)
-
-    def margins_path(self, target: str) -> Path:
-        """The (T, N) margins on a target; the result beside it has the suffix .json."""
-        return self.root / "results" / self.label / f"{target}.safetensors"
-
-
-def attack_name(name: str, pieces: Iterable[str]) -> str:
-    """The name of an attack: its yaml's, and the pieces that the command line adds to it."""
-    defaults = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
-    own = [entry["/piece"] for entry in defaults if "/piece" in entry]
-    added = sorted(set(pieces) - {piece for listed in own for piece in listed})
-    return "+".join(added if name == "pgd" and added else [name, *added])
-
-
-def full_precision() -> None:
-    """Makes PRECISION true: without this, cuDNN's convolutions run in TF32."""
-    torch.backends.cuda.matmul.allow_tf32 = False
-    torch.backends.cudnn.allow_tf32 = False
-
-
-def prepare(cfg: DictConfig) -> None:
-    """Sets what every computation depends on: threads and precision."""
-    torch.set_num_threads(cfg.threads)
-    full_precision()
-
-
-def device(cfg: DictConfig) -> torch.device:
-    """The device of this run."""
-    if cfg.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(cfg.device)
-
-
-def to_device(pixels: np.ndarray, cfg: DictConfig) -> Tensor:
-    """8-bit images (B, C, H, W) as float32 in [0, 1] on the device."""
-    return torch.from_numpy(pixels).to(device(cfg)).float() / 255
+log = logging.getLogger(__name__)
 
 
 def chosen_images(cell: Cell) -> Images:
@@ -151,50 +43,54 @@ def chosen_images(cell: Cell) -> Images:
 
     Chosen by seed and written to a manifest of names and hashes, which is read from then on.
     """
-    cfg = cell.cfg
-    candidates: Candidates = instantiate(cfg.benchmark.data)
+    candidates: Candidates = instantiate(cell.cfg.benchmark.data)
+    if store.read_json(cell.images_path) is None:
+        store.write_json_once(cell.images_path, choose(cell, candidates))
     manifest = store.read_json(cell.images_path)
-    if manifest is not None:
-        rows = {name: row for row, name in enumerate(candidates.ids)}
-        listed = manifest["images"]
-        changed = [image["id"] for image in listed if image["id"] not in rows]
-        if not changed:
-            found = candidates.take([rows[image["id"]] for image in listed])
-            changed = [
-                image["id"] for i, image in enumerate(listed) if found.digest(i) != image["sha256"]
-            ]
-        if changed:
-            raise InputError(
-                f"{cell.images_path}: {len(changed)} of {len(listed)} images are missing or have "
-                f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
-                "delete the manifest to choose anew."
-            )
-        return found
-    models = [cell.build(name) for name in cfg.benchmark.sources]
+    assert manifest is not None
+    listed = manifest["images"]
+    rows = {name: row for row, name in enumerate(candidates.ids)}
+    changed = [image["id"] for image in listed if image["id"] not in rows]
+    if not changed:
+        found = candidates.take([rows[image["id"]] for image in listed])
+        changed = [
+            image["id"] for i, image in enumerate(listed) if found.digest(i) != image["sha256"]
+        ]
+    if changed:
+        raise InputError(
+            f"{cell.images_path}: {len(changed)} of {len(listed)} images are missing or have "
+            f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
+            "delete the manifest to choose anew."
+        )
+    return found
+
+
+def choose(cell: Cell, candidates: Candidates) -> dict[str, Any]:
+    """The manifest of the first images, in an order drawn from the seed, that all sources know."""
+    cfg = cell.cfg
+    models = [cell.build(name, "judge") for name in cfg.benchmark.sources]
     order = sorted(range(len(candidates)), key=lambda i: store.key([cfg.seed, candidates.ids[i]]))
-    kept: list[int] = []
+    images: list[dict[str, Any]] = []
     for start in range(0, len(order), cfg.micro_batch):
-        rows_ = order[start : start + cfg.micro_batch]
-        batch = candidates.take(rows_)
+        batch = candidates.take(order[start : start + cfg.micro_batch])
         x = to_device(batch.pixels, cfg)
         y = torch.from_numpy(batch.labels).to(x.device)
+        correct = torch.ones_like(y, dtype=torch.bool)
         with torch.no_grad():
-            correct = torch.stack([margin(model(x), y) < 0 for model in models]).all(dim=0)
-        kept += [row for row, good in zip(rows_, correct.tolist(), strict=True) if good]
-        if len(kept) >= cfg.images:
+            for model in models:
+                correct &= margin(model(x), y) < 0
+        images += [
+            {"id": batch.ids[i], "label": int(batch.labels[i]), "sha256": batch.digest(i)}
+            for i in correct.nonzero().flatten().tolist()
+        ]
+        if len(images) >= cfg.images:
             break
-    if len(kept) < cfg.images:
+    if len(images) < cfg.images:
         raise InputError(
-            f"images={cfg.images}: only {len(kept)} of {len(candidates)} candidate images are "
-            f"classified correctly by every source model; use images={len(kept)} or fewer."
+            f"images={cfg.images}: only {len(images)} of {len(candidates)} candidate images are "
+            f"classified correctly by every source model; use images={len(images)} or fewer."
         )
-    chosen = candidates.take(kept[: cfg.images])
-    images = [
-        {"id": name, "label": int(chosen.labels[i]), "sha256": chosen.digest(i)}
-        for i, name in enumerate(chosen.ids)
-    ]
-    store.write_json(cell.images_path, {"facts": cell.images_facts, "images": images})
-    return chosen
+    return {"facts": cell.images_facts, "images": images[: cfg.images]}
 
 
 def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
@@ -203,7 +99,7 @@ def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
     return (pixels + levels).astype(np.uint8)
 
 
-def shard_manifest(cell: Cell, images: Images) -> dict[str, Any]:
+def shard_facts(cell: Cell, images: Images) -> dict[str, Any]:
     """What a valid shard of this cell must say of itself."""
     return {
         "key": cell.key,
@@ -212,119 +108,211 @@ def shard_manifest(cell: Cell, images: Images) -> dict[str, Any]:
     }
 
 
-def progress(total: int, what: str) -> tqdm:
-    """A progress bar over steps and shards, on a terminal only."""
+def made_with(cfg: DictConfig) -> dict[str, Any]:
+    """Device, threads, versions and commit of this run."""
+    where = device(cfg)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+    return {"device": name, "threads": cfg.threads, **store.provenance()}
+
+
+class Worker:
+    """Attacks and evaluates the shards of a cell; loads a model when it is first needed."""
+
+    def __init__(self, cell: Cell):
+        self.cell = cell
+        self.model: Callable[[str, str], nn.Module] = cache(cell.build)
+        self.attack: Attack = instantiate(cell.steps_facts["attack"])
+        self.micro_batch = cell.cfg.micro_batch
+
+    def frames(self, path: Any, part: Images, keep: Sequence[int], all_steps: bool) -> tuple:
+        """The frames of a shard in step order and what made them; attacks if they are not on disk.
+
+        Args:
+            keep: the steps that are kept on disk where the attack is run.
+            all_steps: whether every step is asked for, or those of `keep` only.
+        """
+        cell = self.cell
+        facts = shard_facts(cell, part)
+        card = store.kept(path, facts)
+        wanted = range(cell.recorded) if all_steps else keep
+        if card is not None and steps.has_steps(card, wanted):
+            return steps.read_shard(path, part.pixels), card["made_with"]
+        keep = sorted({*keep, *card["kept"]} if card is not None else keep)
+        made = made_with(cell.cfg) | {"micro_batch": self.micro_batch}
+        store.write_text(cell.steps_path / "config.yaml", OmegaConf.to_yaml(cell.cfg, resolve=True))
+        fresh = self.attacked(part)
+        made_facts = facts | {"facts": cell.steps_facts}
+        return steps.kept_frames(path, part.pixels, fresh, keep, made_facts, made), made
+
+    def attacked(self, part: Images) -> Iterator[np.ndarray]:
+        """Runs the attack on a shard: the frame of each recorded step."""
+        cfg = self.cell.cfg
+        x = to_device(part.pixels, cfg)
+        y = torch.from_numpy(part.labels).to(x.device)
+        model, draws = self.model(cfg.source, "source"), Draws(cfg.seed)
+        found = perturbations(self.attack, model, x, y, part.ids, draws, self.micro_batch)
+        for delta in found:
+            yield to_frame(part.pixels, delta, self.attack.norm)
+
+    def margins(
+        self, frames: Iterator[np.ndarray], part: Images, targets: Sequence[str], bar: tqdm
+    ) -> dict[str, dict[str, np.ndarray]]:
+        """For each target the `margins` of all steps, (T, b), and of the `clean` images, (b,).
+
+        With them go the L2 `lengths` of the perturbations, (T, b), in units of [0, 1] images, and
+        the probability p_y that the source gives to each clean image, `confidence` (b,).
+        """
+        cfg = self.cell.cfg
+        models = {name: self.model(name, "target") for name in targets}
+        clean = to_device(part.pixels, cfg)
+        y = torch.from_numpy(part.labels).to(clean.device)
+
+        @torch.no_grad()  # the frames are computed between its calls, with gradients
+        def measured(x: Tensor) -> dict[str, np.ndarray]:
+            at_size: dict[int, Tensor] = {}  # resized once for all targets of an input size
+            found = {}
+            for name, model in models.items():
+                size = getattr(model, "size", x.shape[-1])
+                if size not in at_size:
+                    at_size[size] = resized(x, size)
+                pieces = zip(
+                    at_size[size].split(self.micro_batch), y.split(self.micro_batch), strict=True
+                )
+                found[name] = torch.cat([margin(model(b), c) for b, c in pieces]).cpu().numpy()
+            return found
+
+        with torch.no_grad():
+            belief = self.model(cfg.source, "target")(clean).softmax(dim=1)
+        probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
+        unperturbed = measured(clean)
+        each, lengths = [], []
+        for frame in frames:
+            x = to_device(frame, cfg)
+            lengths.append((x - clean).flatten(1).norm(dim=1).cpu().numpy())
+            each.append(measured(x))
+            bar.update()
+        shared = {"lengths": np.stack(lengths), "confidence": probability}
+        return {
+            name: {
+                "margins": np.stack([found[name] for found in each]),
+                "clean": unperturbed[name],
+                **shared,
+            }
+            for name in targets
+        }
+
+    def retry(self, work: Callable[[], Any]) -> Any:
+        """Runs the work on a shard; with half the micro-batch where the device lacks memory."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1:
+                    raise InputError(
+                        f"device={self.cell.cfg.device}: out of memory with micro_batch=1; "
+                        "use a smaller block or another device."
+                    ) from None
+                self.micro_batch //= 2
+                torch.cuda.empty_cache()
+                log.warning(
+                    "The device is out of memory: this shard starts again with micro_batch=%d.",
+                    self.micro_batch,
+                )
+
+
+def progress(cell: Cell, shards: int) -> tqdm:
+    """A progress bar over the steps of some shards, on a terminal only."""
+    what, total = cell.label[:-13], shards * cell.recorded
     return tqdm(total=total, desc=what, unit="step", leave=False, disable=None)
 
 
-def attack_images(cell: Cell, images: Images) -> None:
-    """Runs the attack on every shard that is not on disk yet."""
-    cfg = cell.cfg
+def attack_images(cell: Cell, images: Images, keep: Sequence[int]) -> None:
+    """Runs the attack on every shard of which these steps are not on disk yet."""
+    worker = Worker(cell)
     shards = list(cell.shards(images))
-    missing = [
-        (path, part)
-        for path, part in shards
-        if not steps.is_valid(path, shard_manifest(cell, part))
-    ]
-    if not missing:
-        return
-    resolved = OmegaConf.to_yaml(cfg, resolve=True)
-    store.write_text(cell.root / "steps" / cell.label / "config.yaml", resolved)
-    model = cell.build(cfg.source)
-    attack: Attack = instantiate(cell.steps_facts["attack"])
-    draws = Draws(cfg.seed)
-    total = len(missing) * cell.recorded
-    with tqdm(
-        total=total, desc=f"attack {cell.label[:-13]}", unit="step", leave=False, disable=None
-    ) as bar:
-        for path, part in missing:
-            x = to_device(part.pixels, cfg)
-            y = torch.from_numpy(part.labels).to(x.device)
-
-            made = {"facts": cell.steps_facts, "made_with": made_with(cfg)}
-            manifest = shard_manifest(cell, part) | made
-
-            def frames(
-                part: Images, x: Tensor, y: Tensor, manifest: dict[str, Any]
-            ) -> Iterator[np.ndarray]:
-                ids = part.ids
-                for delta in perturbations(attack, model, x, y, ids, draws, cfg.micro_batch):
-                    yield to_frame(part.pixels, delta, attack.norm)
-                    bar.update()
-                if attack.stop is not None:
-                    manifest["below_tau"] = int((~attack.stop.arrived(delta)).sum())
-
-            steps.write_shard(path, part.pixels, frames(part, x, y, manifest), manifest)
-
-
-def device_name(cfg: DictConfig) -> str:
-    """The device as results record it."""
-    where = device(cfg)
-    return torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
-
-
-@torch.no_grad()
-def measure_margins(cell: Cell, images: Images, targets: Sequence[str]) -> None:
-    """Margins of every step on the targets: reads the step cache once, writes (T, N) a target.
-
-    Beside them go the margins of the clean images, (N,), the L2 lengths of the perturbations, in
-    units of [0, 1] images, and the probability p_y that the source gives to the true class of each
-    clean image, (N,).
-    """
-    cfg = cell.cfg
-    source, models = cell.build(cfg.source), {name: cell.build(name) for name in targets}
-    unperturbed = {name: f"clean {name}" for name in targets}
-    parts: dict[str, list[np.ndarray]] = {
-        name: [] for name in (*targets, *unperturbed.values(), "lengths", "confidence")
-    }
-    shards = list(cell.shards(images))
-    total = len(shards) * cell.recorded
-    with tqdm(
-        total=total, desc=f"evaluate {cell.label[:-13]}", unit="step", leave=False, disable=None
-    ) as bar:
+    with progress(cell, len(shards)) as bar:
         for path, part in shards:
-            clean = to_device(part.pixels, cfg)
-            y = torch.from_numpy(part.labels).to(clean.device)
-            probability = source(clean).softmax(dim=1).gather(1, y[:, None])[:, 0]
-            parts["confidence"].append(probability.cpu().numpy())
-            for name, model in models.items():
-                parts[unperturbed[name]].append(margin(model(clean), y).cpu().numpy())
-            measured: dict[str, list[np.ndarray]] = {name: [] for name in (*targets, "lengths")}
-            for frame in steps.read_shard(path, part.pixels):
-                x = to_device(frame, cfg)
-                measured["lengths"].append((x - clean).flatten(1).norm(dim=1).cpu().numpy())
-                for name, model in models.items():
-                    measured[name].append(margin(model(x), y).cpu().numpy())
-                bar.update()
-            for name, values in measured.items():
-                parts[name].append(np.stack(values))
-    whole = {name: np.concatenate(values, axis=-1) for name, values in parts.items()}
-    for name in targets:
-        path = cell.margins_path(name)
-        store.write_arrays(
-            path,
-            margins=whole[name],
-            clean=whole[unperturbed[name]],
-            lengths=whole["lengths"],
-            confidence=whole["confidence"],
-        )
-        store.write_json(path.with_suffix(".json"), result(cell, name))
+
+            def work() -> None:
+                for _ in worker.frames(path, part, keep, all_steps=False)[0]:  # noqa: B023
+                    bar.update()
+
+            worker.retry(work)
+
+
+def measure_shards(cell: Cell, images: Images, targets: Sequence[str]) -> None:
+    """Margins of this run's share of the shards: one file a shard and target, kept until merged."""
+    worker = Worker(cell)
+    shards = list(cell.share(images))
+    with progress(cell, len(shards)) as bar:
+        for path, part in shards:
+            facts = {target: part_facts(cell, target, part) for target in targets}
+            paths = {target: cell.part_path(target, path) for target in targets}
+            missing = [name for name in targets if store.kept(paths[name], facts[name]) is None]
+            if not missing:
+                continue
+
+            def work() -> tuple[dict[str, dict[str, np.ndarray]], dict[str, Any]]:
+                frames, made = worker.frames(path, part, cell.kept, all_steps=True)  # noqa: B023
+                return worker.margins(frames, part, missing, bar), made  # noqa: B023
+
+            found, made = worker.retry(work)
+            for target in missing:
+                store.write_arrays(paths[target], **found[target])
+                store.keep(paths[target], facts[target], attacked_with=made)
+
+
+def part_facts(cell: Cell, target: str, part: Images) -> dict[str, Any]:
+    """What valid margins of a shard must say of themselves."""
+    facts = {"format": FORMAT, "target": cell.identity(target)}
+    return facts | shard_facts(cell, part)
+
+
+def merge(cell: Cell, images: Images, target: str) -> list[str]:
+    """Writes the result on a target if the margins of all shards are there; names those missing."""
+    cards, paths = [], []
+    for shard, part in cell.shards(images):
+        path = cell.part_path(target, shard)
+        cards.append(store.kept(path, part_facts(cell, target, part)))
+        paths.append(path)
+    missing = [path.name for path, card in zip(paths, cards, strict=True) if card is None]
+    if missing:
+        return missing
+    parts = [store.read_arrays(path) for path in paths]
+    whole = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
+    path = cell.margins_path(target)
+    store.write_arrays(path, **whole)
+    made: list[Any] = []
+    for card in cards:
+        assert card is not None
+        made += [card["attacked_with"]] if card["attacked_with"] not in made else []
+    more = {"attacked_with": made, "evaluated_with": made_with(cell.cfg)}
+    store.keep(path, result_facts(cell, target), **record(cell, target), **more)
+    for done in paths:
+        store.card_of(done).unlink(missing_ok=True)
+        done.unlink(missing_ok=True)
+    return []
 
 
 def result_facts(cell: Cell, target: str) -> dict[str, Any]:
     """What a valid result of this cell on this target must say of itself."""
-    return {"format": FORMAT, "key": cell.key, "target": cell.identity(target)}
+    manifest = cell.images_path
+    return {
+        "format": FORMAT,
+        "key": cell.key,
+        "target": cell.identity(target),
+        "images": store.sha256(manifest) if manifest.is_file() else None,
+    }
 
 
-def result(cell: Cell, target: str) -> dict[str, Any]:
-    """The record of one cell on one target, from its margins on disk."""
+def record(cell: Cell, target: str) -> dict[str, Any]:
+    """The result of one cell on one target, from its margins on disk."""
     path = cell.margins_path(target)
     arrays = store.read_arrays(path)
     margins, lengths = arrays["margins"], arrays["lengths"]
     rate, low, high = evaluation.rate_interval(evaluation.transferred(margins))
     chosen = evaluation.chosen_steps(margins > 0)
     return {
-        **result_facts(cell, target),
         "source": cell.cfg.source,
         "attack": cell.name,
         "norm": cell.norm,
@@ -337,60 +325,53 @@ def result(cell: Cell, target: str) -> dict[str, Any]:
         "last_step_percent": 100 * float((margins[-1] > 0).mean()),
         "mean_l2": float(lengths[chosen, np.arange(len(chosen))].mean()),
         "source_confidence": float(np.median(arrays["confidence"])),
-        "below_tau": below_tau(cell),
+        "below_tau": below_tau(cell, lengths),
         "margins": path.name,
-        "margins_sha256": store.sha256(path),
         "config": plain(cell.cfg),
-        "precision": PRECISION,
-        "attacked_with": attacked_with(cell),
-        "evaluated_with": made_with(cell.cfg),
+        "precision": PRECISIONS[cell.cfg.precision],
     }
 
 
-def made_with(cfg: DictConfig) -> dict[str, Any]:
-    """Device, threads, versions and commit of this run."""
-    return {"device": device_name(cfg), "threads": cfg.threads, **store.provenance()}
-
-
-def below_tau(cell: Cell) -> int | None:
-    """How many images never reached ‖δ‖₂ = τ; None for an attack that has no τ."""
-    shards = sorted((cell.root / "steps" / cell.label).glob("*.json"))
-    found = [(store.read_json(path) or {}).get("below_tau") for path in shards]
-    return sum(count or 0 for count in found) if any(c is not None for c in found) else None
-
-
-def attacked_with(cell: Cell) -> dict[str, Any]:
-    """The same of the run that made the perturbations, from their first shard."""
-    path = cell.root / "steps" / cell.label / "0000.json"
-    return (store.read_json(path) or {}).get("made_with", {})
+def below_tau(cell: Cell, lengths: np.ndarray) -> int | None:
+    """How many images never reached ‖δ‖₂ = τ (of the 8-bit images, within 1 %); None without τ."""
+    if "stop" not in cell.steps_facts["attack"]:
+        return None
+    return int((lengths[-1] < 0.99 * cell.steps_facts["attack"]["stop"]["tau"]).sum())
 
 
 def is_measured(cell: Cell, target: str) -> bool:
     """Whether the margins on this target are on disk, whole, and of this configuration."""
-    path = cell.margins_path(target)
-    found = store.read_json(path.with_suffix(".json"))
-    return (
-        found is not None
-        and path.is_file()
-        and all(found.get(name) == value for name, value in result_facts(cell, target).items())
-        and found["margins_sha256"] == store.sha256(path)
-    )
+    return store.kept(cell.margins_path(target), result_facts(cell, target)) is not None
 
 
-def run(cell: Cell) -> pd.DataFrame:
-    """Does whatever is missing of a cell and returns its rows, one a target."""
+def missing_targets(cell: Cell) -> list[str]:
+    """The targets on which this cell is not measured yet."""
+    return [name for name in cell.targets if not is_measured(cell, name)]
+
+
+def run(cell: Cell) -> list[str]:
+    """Does whatever is missing of this run's share of a cell.
+
+    Returns:
+        The shards that other shares (`shard=i/n`) have still to do; none if the cell is measured.
+    """
     prepare(cell.cfg)
-    missing = [name for name in cell.targets if not is_measured(cell, name)]
-    if missing:
-        images = chosen_images(cell)
-        attack_images(cell, images)
-        measure_margins(cell, images, missing)
-    return rows(cell)
+    missing = missing_targets(cell)
+    if not missing:
+        return []
+    images = chosen_images(cell)
+    missing = missing_targets(cell)  # their facts include the images
+    measure_shards(cell, images, missing)
+    waiting: dict[str, None] = {}
+    for target in missing:
+        left = merge(cell, images, target)
+        if left and not is_measured(cell, target):  # another process may have merged them
+            waiting |= dict.fromkeys(name.split("-")[0] for name in left)
+    return list(waiting)
 
 
 def rows(cell: Cell) -> pd.DataFrame:
     """The results of a cell, one row a target, computed from the margins on disk."""
-    records = [result(cell, target) for target in cell.targets]
-    frame = pd.DataFrame(records)
+    frame = pd.DataFrame([record(cell, target) for target in cell.targets])
     frame = frame.assign(attack=cell.method, target=frame.target_name)
     return frame[["source", "attack", "norm", "target", "n", *MEASURED]]

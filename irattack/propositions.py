@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from irattack import analysis, interactions, losses, pipeline, store
 from irattack.attack import Attack, perturbations
+from irattack.cell import PRECISIONS, VERSION, Cell, prepare, to_device
 from irattack.norms import Free, l2_length
 from irattack.pieces import GaussianNoise, Momentum
-from irattack.pipeline import Cell
 from irattack.randomness import Draws
 from irattack.settings import number
 
@@ -80,7 +80,7 @@ def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.
         **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": number(cfg.benchmark.sigma)},
     }
     facts = {
-        "version": [analysis.VERSION, pipeline.VERSION, pipeline.PRECISION],
+        "version": [analysis.VERSION, VERSION, PRECISIONS[cfg.precision]],
         "images": cell.images_facts,
         "source": cell.identity(cfg.source),
         "settings": settings,
@@ -90,7 +90,7 @@ def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.
     def compute() -> dict[str, np.ndarray]:
         images = pipeline.chosen_images(cell)
         model = cell.build(cfg.source)
-        x = pipeline.to_device(images.pixels, cfg)
+        x = to_device(images.pixels, cfg)
         y = torch.from_numpy(images.labels).to(x.device)
         found = perturb(settings, model, x, y, images.ids, cfg.seed)
         length, arrays = l2_length(found["multi"]), {}
@@ -101,6 +101,6 @@ def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.
                 arrays[f"{scale} {attack}"] = values.numpy()
         return arrays
 
-    pipeline.prepare(cfg)
+    prepare(cfg)
     folder = cell.root / "interactions" / "propositions"
     return store.remembered(folder / f"{cfg.source}-{store.key(facts)}.safetensors", facts, compute)

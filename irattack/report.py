@@ -9,7 +9,8 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from irattack import evaluation, store
-from irattack.pipeline import Cell, rows
+from irattack.cell import PRECISIONS, Cell
+from irattack.pipeline import rows
 
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
@@ -169,13 +170,16 @@ def caption(cells: Sequence[Cell]) -> str:
     records = [store.read_json(path.with_suffix(".json")) or {} for path in paths]
 
     def made(fact: str) -> str:
-        found = {r[by][fact] for r in records for by in ("attacked_with", "evaluated_with")}
+        runs = [run for r in records for run in (*r["attacked_with"], r["evaluated_with"])]
+        found = {run[fact] for run in runs}
         return " and ".join(sorted(found))
 
+    split = f" ({cfg.benchmark.data.split} crops)" if "split" in cfg.benchmark.data else ""
+    untrained = "" if cfg.pretrained else "UNTRAINED NETWORKS, "
     return (
-        f"benchmark={cfg.benchmark.name} ({cfg.benchmark.data.split} crops), "
+        f"{untrained}benchmark={cfg.benchmark.name}{split}, "
         f"protocol={values(cells, 'protocol.name')}, n={records[0]['n']} images, {settings}; "
-        f"{records[0]['precision']}, {made('device')}, torch {made('torch')}, commit "
+        f"{PRECISIONS[cfg.precision]}, {made('device')}, torch {made('torch')}, commit "
         f"{made('commit')}. start=auto is zero with an interaction term and random without. "
         "Success is measured at every step and the step chosen by leave-one-out (Appendix M); "
         "intervals of gains are over images, paired. The paper's numbers are of ImageNet."

@@ -19,9 +19,10 @@ with one_sentence():
     from omegaconf import OmegaConf
 
     from irattack.__main__ import job
+    from irattack.cell import Cell
     from irattack.errors import unknown
     from irattack.models.zoo import CONF
-    from irattack.pipeline import Cell, is_measured
+    from irattack.pipeline import is_measured
     from irattack.settings import check, register_resolvers
 
 

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from fractions import Fraction
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
+from irattack.cell import PRECISIONS, cpu_count
 from irattack.cli import one_sentence
 from irattack.errors import InputError, unknown
 from irattack.losses import LOSSES
@@ -39,6 +41,7 @@ def register_resolvers() -> None:
     OmegaConf.register_new_resolver(
         "number_or_null", lambda value: None if value is None else number(value), replace=True
     )
+    OmegaConf.register_new_resolver("cpu_count", cpu_count, replace=True)
     OmegaConf.register_new_resolver("product", lambda a, b: a * b, replace=True)
     OmegaConf.register_new_resolver(
         "of_source", lambda benchmark, source, name: zoo.card(benchmark, source)[name], replace=True
@@ -47,13 +50,15 @@ def register_resolvers() -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for the first setting that cannot be used."""
-    models = zoo.names(cfg.benchmark.name)
-    if cfg.source not in models:
-        raise unknown("source", cfg.source, models)
+    zoo.card(cfg.benchmark.name, cfg.source)
     sets = list(cfg.benchmark.target_sets)
     if isinstance(cfg.targets, str):
-        if cfg.targets not in [*sets, *models]:
-            raise unknown("targets", cfg.targets, [*sets, *models])
+        if cfg.targets not in sets:
+            try:
+                zoo.card(cfg.benchmark.name, cfg.targets, "targets")
+            except InputError as error:
+                near = [*sets, *zoo.names(cfg.benchmark.name)]
+                raise unknown("targets", cfg.targets, near) from error
     elif not OmegaConf.is_list(cfg.targets) or not cfg.targets:
         raise InputError(
             f"targets={cfg.targets}: expected a list of at least one name, such as [vgg16], or one "
@@ -61,8 +66,7 @@ def check(cfg: DictConfig) -> None:
         )
     else:
         for target in cfg.targets:
-            if target not in models:
-                raise unknown("targets", target, models)
+            zoo.card(cfg.benchmark.name, target, "targets")
             if list(cfg.targets).count(target) > 1:
                 raise InputError(f"targets: {target} is listed twice; name each target once.")
     lam = number(cfg.lam, "lam")
@@ -78,6 +82,7 @@ def check(cfg: DictConfig) -> None:
     for name in ("steps", "samples", "cells", "grid", "images", "micro_batch", "block", "threads"):
         if type(cfg[name]) is not int or cfg[name] < 1:
             raise InputError(f"{name}={cfg[name]}: expected a whole number of 1 or more.")
+    check_work(cfg)
     if type(cfg.seed) is not int:
         raise InputError(f"seed={cfg.seed}: expected a whole number.")
     if cfg.cells > cfg.grid**2:
@@ -85,7 +90,7 @@ def check(cfg: DictConfig) -> None:
             f"cells={cfg.cells}: a grid={cfg.grid} board has only {cfg.grid**2} cells; "
             "use fewer cells or a finer grid."
         )
-    size = zoo.card(cfg.benchmark.name, cfg.source)["size"]
+    size = cfg.benchmark.size
     if cfg.grid > size:
         raise InputError(
             f"grid={cfg.grid}: finer than the image, which has {size} x {size} pixels; "
@@ -113,6 +118,8 @@ def check(cfg: DictConfig) -> None:
         raise unknown("loss", cfg.loss, LOSSES)
     if cfg.start not in STARTS:
         raise unknown("start", cfg.start, STARTS)
+    if cfg.precision not in PRECISIONS:
+        raise unknown("precision", cfg.precision, PRECISIONS)
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise unknown("device", cfg.device, ("auto", "cpu", "cuda"))
     if cfg.device == "cuda" and not torch.cuda.is_available():
@@ -154,6 +161,27 @@ class CheckAll(Callback):
             combinations = BasicSweeper.split_arguments(given, max_batch_size=None)[0]
             for choice in combinations:
                 check(compose("config", overrides=list(choice)))
+
+
+def check_work(cfg: DictConfig) -> None:
+    """Raises InputError for the first setting of how the work is done that cannot be used."""
+    kept = cfg.cache.steps
+    numbers = OmegaConf.is_list(kept) and all(type(step) is int and step >= 1 for step in kept)
+    if kept not in ("all", "none") and not numbers:
+        raise InputError(
+            f"cache.steps={kept}: expected all, none, or a list of steps such as [10,50,100]."
+        )
+    share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(cfg.shard)) if cfg.shard else None
+    if cfg.shard is not None and not (share and int(share[1]) <= int(share[2])):
+        raise InputError(f"shard={cfg.shard}: expected i/n with i from 1 to n, such as 3/8.")
+    for name in ("pretrained", "compile"):
+        if type(cfg[name]) is not bool:
+            raise InputError(f"{name}={cfg[name]}: expected true or false.")
+    if cfg.manifest is not None and not Path(cfg.manifest).is_file():
+        raise InputError(
+            f"manifest={cfg.manifest}: no such file; name one such as "
+            "outputs/photos/images/*.json, or leave it out and images are chosen."
+        )
 
 
 def check_skips(cfg: DictConfig) -> None:

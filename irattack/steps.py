@@ -3,10 +3,11 @@
 One Blosc2 file per shard of images, one chunk per step. A frame is stored as its wrap-around uint8
 difference to the frame before it, zigzag-coded so that small changes of either sign are small
 numbers; every tenth frame is relative to the clean image instead, so that a reader can start there.
-A shard counts only if the manifest beside it, written last, names its checksum.
+A shard counts only if the card beside it, written last, names its checksum.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -29,48 +30,63 @@ def unzigzag(code: np.ndarray) -> np.ndarray:
     return (code >> 1) ^ (-(code & 1).astype(np.int8)).view(np.uint8)
 
 
-def write_shard(
-    path: Path, clean: np.ndarray, frames: Iterable[np.ndarray], manifest: dict[str, Any]
-) -> None:
-    """Writes the frames of a shard, then its manifest.
+def kept_frames(
+    path: Path,
+    clean: np.ndarray,
+    frames: Iterable[np.ndarray],
+    wanted: Sequence[int],
+    facts: dict[str, Any],
+    made_with: dict[str, Any],
+) -> Iterator[np.ndarray]:
+    """Yields every frame, and keeps the wanted ones at `path` once the last has been taken.
+
+    A frame is compressed while the next one is computed. Nothing is written before the last, so an
+    interrupted shard leaves nothing.
 
     Args:
-        path: of the shard; its manifest gets the suffix .json.
+        path: of the shard; its card (`store.keep`) gets the suffix .json.
         clean: (B, C, H, W) uint8.
         frames: one (B, C, H, W) uint8 array a step.
-        manifest: what the shard is; the checksum and size are added.
+        wanted: the positions of the steps that are kept, in order; of none, no file is written.
+        facts, made_with: what the card says of the shard.
     """
-    manifest_path = path.with_suffix(".json")
-    manifest_path.unlink(missing_ok=True)
     cparams = blosc2.CParams(
         codec=blosc2.Codec.ZSTD, clevel=1, typesize=1, filters=[blosc2.Filter.BITSHUFFLE]
     )
     chunks = blosc2.SChunk(chunksize=clean.nbytes, contiguous=True, cparams=cparams)
-    before = clean
-    for step, frame in enumerate(frames):
-        base = clean if step % KEYFRAME == 0 else before
+    before, places = clean, set(wanted)
+
+    def append(frame: np.ndarray, base: np.ndarray) -> None:
         chunks.append_data(zigzag(np.ascontiguousarray(frame - base)))
-        before = frame
-    with store.replacing(path) as temporary:  # by Python, which notices a full disk
-        temporary.write_bytes(chunks.to_cframe())
-    facts = {"sha256": store.sha256(path), "bytes": path.stat().st_size}
-    store.write_json(manifest_path, manifest | facts)
+
+    with ThreadPoolExecutor(max_workers=1) as pool:
+        pending: Future[None] | None = None
+        for step, frame in enumerate(frames):
+            if step in places:
+                if pending:
+                    pending.result()
+                base = clean if chunks.nchunks % KEYFRAME == 0 else before
+                pending, before = pool.submit(append, frame, base), frame
+            yield frame
+        if pending:
+            pending.result()
+    if wanted:
+        with store.replacing(path) as temporary:  # by Python, which notices a full disk
+            temporary.write_bytes(chunks.to_cframe())
+        store.keep(path, facts | {"kept": list(wanted)}, made_with=made_with)
 
 
-def is_valid(path: Path, manifest: dict[str, Any]) -> bool:
-    """Whether the shard at `path` is whole, unchanged, and what `manifest` says."""
-    found = store.read_json(path.with_suffix(".json"))
-    return (
-        found is not None
-        and path.is_file()
-        and all(found.get(name) == value for name, value in manifest.items())
-        and found.get("sha256") == store.sha256(path)
-    )
+def has_steps(card: dict[str, Any] | None, wanted: Iterable[int]) -> bool:
+    """Whether a shard with this card holds all of the wanted steps."""
+    return card is not None and set(wanted) <= set(card["kept"])
 
 
 def read_shard(path: Path, clean: np.ndarray) -> Iterator[np.ndarray]:
-    """The frames of a shard in step order, each (B, C, H, W) uint8."""
-    chunks = blosc2.open(str(path), mode="r")
+    """The frames of a shard in step order, each (B, C, H, W) uint8.
+
+    The file is read at once, so that another process may replace it meanwhile.
+    """
+    chunks = blosc2.schunk_from_cframe(path.read_bytes())
     before = clean
     for step in range(chunks.nchunks):
         code = np.frombuffer(chunks.decompress_chunk(step), np.uint8).reshape(clean.shape)

@@ -3,6 +3,7 @@
 import contextlib
 import hashlib
 import json
+import logging
 import os
 import platform
 import subprocess
@@ -15,6 +16,8 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+
+log = logging.getLogger(__name__)
 
 
 def key(facts: Any) -> str:
@@ -55,6 +58,20 @@ def write_bytes(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
+def write_json_once(path: Path, value: Any) -> None:
+    """Writes a JSON file unless it is there: of several processes, the first to finish wins."""
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write_json(draft, value)
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        write_json(path, value)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
 def write_json(path: Path, value: Any) -> None:
     """Writes a JSON file, whole or not at all."""
     write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
@@ -64,7 +81,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None if it is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, ValueError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -81,19 +98,46 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     return safetensors.numpy.load_file(path)
 
 
+def card_of(path: Path) -> Path:
+    """The JSON beside a file that says what it is; it is written last and names its checksum."""
+    return path.with_suffix(".json")
+
+
+def keep(path: Path, facts: dict[str, Any], **more: Any) -> None:
+    """Writes the card of a file that is complete."""
+    digest = {"sha256": sha256(path), "bytes": path.stat().st_size}
+    write_json(card_of(path), {**facts, **digest, **more})
+
+
+def kept(path: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+    """The card of a file that is whole, unchanged and of these facts; else None, with a warning.
+
+    Nothing is said of a file that is not there at all.
+    """
+    card = read_json(card_of(path))
+    if not path.is_file():
+        reason = "is missing, its card is there" if card_of(path).is_file() else ""
+    elif card is None:
+        reason = "has no card beside it, or an unreadable one"
+    elif different := [name for name, value in facts.items() if card.get(name) != value]:
+        reason = f"is of another configuration ({', '.join(different)})"
+    elif card.get("sha256") != sha256(path):
+        reason = "is damaged: it is not the file whose checksum its card names"
+    else:
+        return card
+    if reason:
+        log.warning("%s %s; it is made anew.", path, reason)
+    return None
+
+
 def remembered(
     path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """The arrays at `path` if they are whole and of these facts; else computes and keeps them."""
-    card = path.with_suffix(".json")
-    found = read_json(card)
-    if path.is_file() and found == {**(found or {}), "facts": facts, "sha256": sha256(path)}:
-        return read_arrays(path)
-    card.unlink(missing_ok=True)
-    arrays = compute()
-    write_arrays(path, **arrays)
-    write_json(card, {"facts": facts, "sha256": sha256(path), "made_with": provenance()})
-    return arrays
+    if kept(path, {"facts": facts}) is None:
+        write_arrays(path, **compute())
+        keep(path, {"facts": facts}, made_with=provenance())
+    return read_arrays(path)
 
 
 @cache

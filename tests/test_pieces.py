@@ -25,6 +25,7 @@ from torchvision.models.resnet import Bottleneck as TorchBottleneck
 from torchvision.models.resnet import ResNet
 
 from irattack.attack import Attack, perturbations
+from irattack.cell import plain
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.norms import L2, Linf, Norm
@@ -36,7 +37,6 @@ from irattack.pieces import (
     Momentum,
     ResizeAndPad,
 )
-from irattack.pipeline import plain
 from irattack.randomness import Draws
 from irattack.settings import check, register_resolvers
 from irattack.skip import SkipGradient

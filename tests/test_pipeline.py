@@ -10,12 +10,12 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from irattack import evaluation, pipeline, report, steps, store
+from irattack.cell import Cell, set_tf32
 from irattack.data import photos
 from irattack.data.images import Candidates
 from irattack.errors import InputError
 from irattack.losses import margin
 from irattack.models import zoo
-from irattack.pipeline import Cell
 from irattack.settings import register_resolvers
 
 QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "block=8"]
@@ -95,12 +95,14 @@ def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
 def test_damaged_results_are_measured_again(tmp_path: Path) -> None:
     one = cell(tmp_path, "source=alexnet")
-    first = pipeline.run(one)
+    pipeline.run(one)
+    first = pipeline.rows(one)
     path = one.margins_path("vgg16")
     arrays = store.read_arrays(path)
     store.write_arrays(path, **(arrays | {"margins": arrays["margins"] * 0 + 1}))
     assert not pipeline.is_measured(one, "vgg16")
-    pd.testing.assert_frame_equal(pipeline.run(one), first)
+    pipeline.run(one)
+    pd.testing.assert_frame_equal(pipeline.rows(one), first)
 
 
 def test_sgm_facts_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +119,7 @@ def test_sgm_facts_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_convolutions_do_not_run_in_tf32() -> None:
-    pipeline.full_precision()
+    set_tf32(False)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
 

@@ -11,8 +11,8 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from irattack.attack import Attack
+from irattack.cell import Cell, plain
 from irattack.models import zoo
-from irattack.pipeline import Cell, plain
 from irattack.settings import check, number, register_resolvers
 
 ROOT = Path(__file__).parents[1]

@@ -13,10 +13,10 @@ from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
 from irattack import analysis, interactions, pipeline, propositions, reproduce, settings, store
+from irattack.cell import Cell
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.pieces import GaussianNoise
-from irattack.pipeline import Cell
 from irattack.randomness import Draws
 
 SMALL = [

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from irattack import steps
+from irattack import steps, store
 
 
 @pytest.fixture
@@ -28,28 +28,58 @@ def test_zigzag_is_a_bijection_that_puts_small_changes_first() -> None:
     assert code[[0, 255, 1, 254, 2]].tolist() == [0, 1, 2, 3, 4]
 
 
+def write(path: Path, walk: tuple, wanted: range | list[int], **facts: str) -> list[np.ndarray]:
+    clean, frames = walk
+    return list(steps.kept_frames(path, clean, frames, wanted, facts, {}))
+
+
 def test_round_trip_is_lossless(tmp_path: Path, walk: tuple) -> None:
     clean, frames = walk
     path = tmp_path / "0000.b2"
-    steps.write_shard(path, clean, frames, {"key": "a"})
+    passed = write(path, walk, range(23), key="a")
     found = list(steps.read_shard(path, clean))
-    assert len(found) == 23
-    assert all((a == b).all() for a, b in zip(found, frames, strict=True))
+    assert len(found) == len(passed) == 23
+    for these in (found, passed):
+        assert all((a == b).all() for a, b in zip(these, frames, strict=True))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["0000.b2", "0000.json"]
 
 
-def test_damage_is_noticed(tmp_path: Path, walk: tuple) -> None:
+def test_some_steps_are_kept_or_none(tmp_path: Path, walk: tuple) -> None:
     clean, frames = walk
     path = tmp_path / "0000.b2"
-    steps.write_shard(path, clean, frames, {"key": "a"})
-    assert steps.is_valid(path, {"key": "a"})
-    assert not steps.is_valid(path, {"key": "b"})
+    wanted = [0, 3, 4, 9, 10, 11, 15, 16, 17, 18, 19, 22]
+    assert len(write(path, walk, wanted)) == 23
+    found = list(steps.read_shard(path, clean))
+    assert all((a == frames[i]).all() for a, i in zip(found, wanted, strict=True))
+    card = store.kept(path, {})
+    assert steps.has_steps(card, [3, 22])
+    assert not steps.has_steps(card, range(23))
+    assert len(write(tmp_path / "none.b2", walk, [])) == 23
+    assert not (tmp_path / "none.b2").exists()
+
+
+def test_damage_is_noticed_and_named(
+    tmp_path: Path, walk: tuple, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / "0000.b2"
+    assert store.kept(path, {}) is None
+    assert not caplog.messages  # nothing is said of what was never there
+    write(path, walk, range(23), key="a")
+    assert store.kept(path, {"key": "a"})
+    assert store.kept(path, {"key": "b"}) is None
+    assert "another configuration (key)" in caplog.messages[-1]
     whole = path.read_bytes()
     for broken in (whole[:-1], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]):
         path.write_bytes(broken)
-        assert not steps.is_valid(path, {"key": "a"})
+        assert store.kept(path, {"key": "a"}) is None
+        assert f"{path} is damaged" in caplog.messages[-1]
     path.unlink()
-    assert not steps.is_valid(path, {"key": "a"})
+    assert store.kept(path, {"key": "a"}) is None
+    assert "is missing, its card is there" in caplog.messages[-1]
+    path.write_bytes(whole)
+    path.with_suffix(".json").write_text("{")
+    assert store.kept(path, {"key": "a"}) is None
+    assert "has no card" in caplog.messages[-1]
 
 
 def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, walk: tuple) -> None:
@@ -60,5 +90,5 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, walk: tuple) -> Non
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        steps.write_shard(tmp_path / "0000.b2", clean, interrupted(), {})
+        write(tmp_path / "0000.b2", (clean, interrupted()), range(2))
     assert list(tmp_path.iterdir()) == []

@@ -16,6 +16,9 @@ class Network(nn.Module):
         mean, std: per-channel constants of the normalisation, in units of [0, 1] images.
         size: input side in pixels; images of another size are resized bilinearly.
         skip: what SGM needs to know of the skip connections; None if there are none.
+
+    Attributes:
+        half: whether the body computes in bfloat16; images and logits stay as they are.
     """
 
     mean: Tensor
@@ -33,17 +36,24 @@ class Network(nn.Module):
         self.body = body
         self.skip = skip
         self.size = size
+        self.half = False
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
-        if images.shape[-1] != self.size:
-            images = F.interpolate(
-                images, size=(self.size, self.size), mode="bilinear", antialias=True
-            )
-        normalised = (images - self.mean) / self.std
-        return self.body(normalised.contiguous(memory_format=torch.channels_last))
+        normalised = (resized(images, self.size) - self.mean) / self.std
+        normalised = normalised.contiguous(memory_format=torch.channels_last)
+        if self.half:
+            return self.body(normalised.bfloat16()).to(images.dtype)
+        return self.body(normalised)
+
+
+def resized(images: Tensor, size: int) -> Tensor:
+    """Images (B, 3, H, W) at size x size pixels, bilinear; as they are if they have that size."""
+    if images.shape[-1] == size:
+        return images
+    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
 
 
 class Ensemble(nn.Module):
@@ -56,3 +66,16 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
         return torch.stack([member(images) for member in self.members]).mean(dim=0)
+
+
+def networks(model: nn.Module) -> list[Network]:
+    """The networks that a model consists of: itself, or the members of an ensemble."""
+    return [module for module in model.modules() if isinstance(module, Network)]
+
+
+def in_bfloat16(model: nn.Module) -> nn.Module:
+    """Lets the bodies of a model compute in bfloat16, in place; returns the model."""
+    for network in networks(model):
+        network.body.bfloat16()
+        network.half = True
+    return model
