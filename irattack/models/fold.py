@@ -7,7 +7,7 @@ from copy import deepcopy
 import torch
 from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from irattack.models.network import Network, networks
 
@@ -39,12 +39,8 @@ def _folded(network: Network, keep_branches: bool) -> Network:
     for convolution, norm in _pairs(copy):
         if kept and any(re.match(kept, names[module]) for module in (convolution, norm)):
             continue
-        weight, bias = fuse_conv_bn_weights(
-            *(convolution.weight, convolution.bias, norm.running_mean, norm.running_var),
-            *(norm.eps, norm.weight, norm.bias),
-        )
-        convolution.weight = nn.Parameter(weight, requires_grad=False)
-        convolution.bias = nn.Parameter(bias, requires_grad=False)
+        fused = fuse_conv_bn_eval(convolution, norm)
+        convolution.weight, convolution.bias = fused.weight, fused.bias
         rest: nn.Module = nn.Identity()
         if isinstance(norm, BatchNormAct2d):
             rest = nn.Sequential(OrderedDict(drop=norm.drop, act=norm.act))

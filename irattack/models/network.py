@@ -18,7 +18,7 @@ class Network(nn.Module):
         skip: what SGM needs to know of the skip connections; None if there are none.
 
     Attributes:
-        half: whether the body computes in bfloat16; images and logits stay as they are.
+        reduced: whether the body computes in bfloat16; images and logits stay as they are.
     """
 
     mean: Tensor
@@ -36,7 +36,7 @@ class Network(nn.Module):
         self.body = body
         self.skip = skip
         self.size = size
-        self.half = False
+        self.reduced = False
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -44,7 +44,7 @@ class Network(nn.Module):
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
         normalised = (resized(images, self.size) - self.mean) / self.std
         normalised = normalised.contiguous(memory_format=torch.channels_last)
-        if self.half:
+        if self.reduced:
             return self.body(normalised.bfloat16()).to(images.dtype)
         return self.body(normalised)
 
@@ -77,5 +77,5 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
     """Lets the bodies of a model compute in bfloat16, in place; returns the model."""
     for network in networks(model):
         network.body.bfloat16()
-        network.half = True
+        network.reduced = True
     return model
