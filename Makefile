@@ -11,7 +11,7 @@ EXTRA ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint clean train-photos reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: help setup test lint bench estimate clean train-photos reproduce-all $(TABLES:%=reproduce-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
@@ -31,6 +31,12 @@ lint: setup ## ruff and mypy
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+
+bench: setup ## time the IR attack against the limit of this device, to outputs/bench.json
+	$(RUN) -m irattack.bench $(EXTRA)
+
+estimate: setup ## hours and disk that each table and figure takes on this device at full scale
+	$(RUN) -m irattack.estimate $(EXTRA)
 
 clean: ## remove outputs and caches; .venv stays
 	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache

@@ -140,12 +140,15 @@ class Worker:
         keep = sorted({*keep, *card["kept"]} if card is not None else keep)
         made = made_with(cell.cfg) | {"micro_batch": self.micro_batch}
         store.write_text(cell.steps_path / "config.yaml", OmegaConf.to_yaml(cell.cfg, resolve=True))
-        fresh = self.attacked(part)
+        fresh = self.attacked(part, made)
         made_facts = facts | {"facts": cell.steps_facts}
         return steps.kept_frames(path, part.pixels, fresh, keep, made_facts, made), made
 
-    def attacked(self, part: Images) -> Iterator[np.ndarray]:
-        """Runs the attack on a shard: the frame of each recorded step."""
+    def attacked(self, part: Images, made: dict[str, Any]) -> Iterator[np.ndarray]:
+        """Runs the attack on a shard: the frame of each recorded step.
+
+        Adds to `made` how many images never reached ‖δ‖₂ = τ, if the attack has a τ.
+        """
         cfg = self.cell.cfg
         x = to_device(part.pixels, cfg)
         y = torch.from_numpy(part.labels).to(x.device)
@@ -153,6 +156,8 @@ class Worker:
         found = perturbations(self.attack, model, x, y, part.ids, draws, self.micro_batch)
         for delta in found:
             yield to_frame(part.pixels, delta, self.attack.norm)
+        if self.attack.stop is not None:
+            made["below_tau"] = int((~self.attack.stop.arrived(delta)).sum())
 
     def margins(
         self, frames: Iterator[np.ndarray], part: Images, targets: Sequence[str], bar: tqdm
@@ -282,11 +287,13 @@ def merge(cell: Cell, images: Images, target: str) -> list[str]:
     whole = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     path = cell.margins_path(target)
     store.write_arrays(path, **whole)
-    made: list[Any] = []
-    for card in cards:
-        assert card is not None
-        made += [card["attacked_with"]] if card["attacked_with"] not in made else []
-    more = {"attacked_with": made, "evaluated_with": made_with(cell.cfg)}
+    made = [card["attacked_with"] for card in cards if card is not None]
+    short = [run.pop("below_tau", None) for run in made]
+    more = {
+        "below_tau": None if None in short else sum(short),
+        "attacked_with": [run for i, run in enumerate(made) if run not in made[:i]],
+        "evaluated_with": made_with(cell.cfg),
+    }
     store.keep(path, result_facts(cell, target), **record(cell, target), **more)
     for done in paths:
         store.card_of(done).unlink(missing_ok=True)
@@ -325,18 +332,10 @@ def record(cell: Cell, target: str) -> dict[str, Any]:
         "last_step_percent": 100 * float((margins[-1] > 0).mean()),
         "mean_l2": float(lengths[chosen, np.arange(len(chosen))].mean()),
         "source_confidence": float(np.median(arrays["confidence"])),
-        "below_tau": below_tau(cell, lengths),
         "margins": path.name,
         "config": plain(cell.cfg),
         "precision": PRECISIONS[cell.cfg.precision],
     }
-
-
-def below_tau(cell: Cell, lengths: np.ndarray) -> int | None:
-    """How many images never reached ‖δ‖₂ = τ (of the 8-bit images, within 1 %); None without τ."""
-    if "stop" not in cell.steps_facts["attack"]:
-        return None
-    return int((lengths[-1] < 0.99 * cell.steps_facts["attack"]["stop"]["tau"]).sum())
 
 
 def is_measured(cell: Cell, target: str) -> bool:
@@ -371,7 +370,8 @@ def run(cell: Cell) -> list[str]:
 
 
 def rows(cell: Cell) -> pd.DataFrame:
-    """The results of a cell, one row a target, computed from the margins on disk."""
-    frame = pd.DataFrame([record(cell, target) for target in cell.targets])
+    """The results of a cell that is measured, one row a target."""
+    paths = [store.card_of(cell.margins_path(target)) for target in cell.targets]
+    frame = pd.DataFrame([store.read_json(path) or {} for path in paths])
     frame = frame.assign(attack=cell.method, target=frame.target_name)
     return frame[["source", "attack", "norm", "target", "n", *MEASURED]]

@@ -19,6 +19,7 @@ class Network(nn.Module):
 
     Attributes:
         reduced: whether the body computes in bfloat16; images and logits stay as they are.
+        memory_format: of the images that the body gets.
     """
 
     mean: Tensor
@@ -37,13 +38,14 @@ class Network(nn.Module):
         self.skip = skip
         self.size = size
         self.reduced = False
+        self.memory_format = torch.channels_last
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
         normalised = (resized(images, self.size) - self.mean) / self.std
-        normalised = normalised.contiguous(memory_format=torch.channels_last)
+        normalised = normalised.contiguous(memory_format=self.memory_format)
         if self.reduced:
             return self.body(normalised.bfloat16()).to(images.dtype)
         return self.body(normalised)

@@ -1,0 +1,290 @@
+"""`make bench`: how near the IR attack comes to what the device can do, and what it gains.
+
+In one run, side by side, for each network:
+
+(a) the limit: bare forward and backward passes of the same network, folded, channels last, at its
+    best batch, divided by the 2K + 1 probes of a step;
+(b) the straightforward way: one image at a time, K masks in a batch, separate passes for v(Λ),
+    v(Λ∖S), v(S) and v(∅), all recomputed at each step, in the default memory format;
+
+and the IR attack of the pipeline. Besides, the step cache, leave-one-out and memory.
+"""
+
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from irattack.cli import one_sentence, tidy_arguments
+
+with one_sentence():
+    import hydra
+    import numpy as np
+    import torch
+    import torch.nn.functional as F
+    from hydra.utils import instantiate
+    from omegaconf import DictConfig, OmegaConf
+    from tabulate import tabulate
+    from torch import Tensor, nn
+    from tqdm import tqdm
+
+    from irattack import evaluation, speed, steps, store
+    from irattack.attack import Attack, perturbations
+    from irattack.cell import Cell, device, prepare
+    from irattack.data import photos
+    from irattack.losses import margin
+    from irattack.models import zoo
+    from irattack.models.network import networks
+    from irattack.norms import Linf
+    from irattack.pipeline import to_frame
+    from irattack.randomness import Draws
+    from irattack.settings import check, register_resolvers
+
+
+def per_image(
+    model: nn.Module, x: Tensor, delta: Tensor, y: Tensor, masks: Tensor, lam: float
+) -> Tensor:
+    """∇_δ of ℓ − λ Σ_k [v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅)] / K, image by image: what (b) times.
+
+    Args:
+        masks: (B, K, 1, H, W), 1 in S_k.
+    """
+    gradients = []
+    for image, change, label, sets in zip(x, delta, y, masks, strict=True):
+        change = change.clone().requires_grad_()
+        one, label = image[None], label[None]
+        many = label.expand(len(sets))
+        loss = F.cross_entropy(model(one + change), label)
+        whole = margin(model(one + change), label)
+        without = margin(model(one + change * (1 - sets)), many)
+        alone = margin(model(one + change * sets), many)
+        empty = margin(model(one), label)
+        interaction = (whole - without - alone + empty).mean()
+        gradients.append(torch.autograd.grad(loss - lam * interaction, change)[0])
+    return torch.stack(gradients)
+
+
+class Contest:
+    """One network in the three ways, on the same images and device."""
+
+    def __init__(self, cell: Cell, cfg: DictConfig):
+        self.cell, self.cfg, self.where = cell, cfg, device(cell.cfg)
+        size = self.size = cell.cfg.benchmark.size
+        count = cfg.images[cell.cfg.benchmark.name]
+        self.x = torch.rand(count, 3, size, size, device=self.where)
+        self.y = torch.zeros(count, dtype=torch.long, device=self.where)
+        self.ids = [f"image-{i}" for i in range(count)]
+        self.start = (torch.rand_like(self.x) - 0.5) / 255
+        term = instantiate(cell.steps_facts["attack"]["interaction"])
+        self.attack = Attack(Linf(16 / 255, 2 / 255), 1, interaction=term)
+        self.fast = cell.build(cell.cfg.source, "source")
+
+    def ours(self, micro_batch: int) -> Callable[[], object]:
+        """One step of the pipeline's attack on all images."""
+
+        def work() -> object:
+            draws = Draws(0)
+            found = perturbations(
+                *(self.attack, self.fast, self.x, self.y, self.ids, draws, micro_batch, self.start)
+            )
+            return next(found)
+
+        return work
+
+    def straightforward(self) -> Callable[[], object]:
+        """One step on one image, as (b)."""
+        cfg = self.cell.cfg
+        model = zoo.build(cfg.benchmark.name, cfg.source, cfg.pretrained).to(self.where)
+        for part in networks(model):
+            part.memory_format = torch.contiguous_format
+        term = self.attack.interaction
+        assert term is not None
+        shape = (1, term.samples, 1, self.size, self.size)
+        masks = (torch.rand(shape, device=self.where) < 0.125).float()
+        one = slice(0, 1)
+
+        def work() -> object:
+            x, delta, y = self.x[one], self.start[one], self.y[one]
+            return per_image(model, x, delta, y, masks, term.lam)
+
+        return work
+
+    def result(self) -> dict[str, Any]:
+        """Image-steps per second of the three and their ratios, medians over the rounds."""
+        cfg, count = self.cfg, len(self.x)
+        probes = speed.probes(self.attack)
+        best = speed.best_rate(
+            *(speed.forward_backward, self.fast, self.size, self.where),
+            *(list(cfg.batches), cfg.seconds),
+        )
+        images = torch.rand(best.batch, 3, self.size, self.size, device=self.where)
+        bare = speed.forward_backward(self.fast, images)
+        ours, naive = self.ours(best.batch), self.straightforward()
+        rounds: list[tuple[float, float, float]] = []
+        for _ in range(cfg.rounds + 1):
+            limit = best.batch / speed.seconds(bare, self.where, cfg.seconds) / probes
+            attack = count / speed.seconds(ours, self.where)
+            plain = 1 / speed.seconds(naive, self.where)
+            rounds.append((limit, attack, plain))
+        limit, attack, plain = np.array(rounds[1:]).T  # the first warms up
+
+        def figures(name: str, values: np.ndarray) -> dict[str, Any]:
+            spread = [round(float(values.min()), 4), round(float(values.max()), 4)]
+            return {name: round(float(np.median(values)), 4), f"{name}_range": spread}
+
+        return {
+            "size": self.size,
+            "probes_per_step": probes,
+            "micro_batch": best.batch,
+            **figures("limit_image_steps_per_s", limit),
+            **figures("image_steps_per_s", attack),
+            **figures("per_image_image_steps_per_s", plain),
+            **figures("fraction_of_limit", attack / limit),
+            **figures("speedup_vs_per_image", attack / plain),
+            **(self.compiled(images, bare) if cfg.compile else {}),
+        }
+
+    def compiled(self, images: Tensor, bare: Callable[[], object]) -> dict[str, float]:
+        """What torch.compile gains on the bare passes."""
+        other = self.cell.build(self.cell.cfg.source, "source")
+        for part in networks(other):
+            part.body.compile()
+        work = speed.forward_backward(other, images)
+        work()
+        before = speed.seconds(bare, self.where, self.cfg.seconds)
+        return {"compile_speedup": before / speed.seconds(work, self.where, self.cfg.seconds)}
+
+
+def cache_speed(cell: Cell, folder: Path, count: int = 8, length: int = 20) -> dict[str, float]:
+    """The step cache on the frames of an attack on photographs at 224 px: MB/s and ratio."""
+    where = device(cell.cfg)
+    size = cell.cfg.benchmark.size
+    areas = [photos.photograph(name) for name in photos.CLASSES[:count]]
+    tensors = [torch.from_numpy(area).permute(2, 0, 1)[None].float() for area in areas]
+    small = [F.interpolate(t, size=(size, size), mode="bilinear", antialias=True) for t in tensors]
+    x = torch.cat(small).round().to(where) / 255
+    pixels = (255 * x).round().byte().cpu().numpy()
+    y = torch.zeros(count, dtype=torch.long, device=where)
+    attack, ids = Attack(Linf(16 / 255, 2 / 255), length), [f"image-{i}" for i in range(count)]
+    model = cell.build(cell.cfg.source, "source")
+    found = perturbations(attack, model, x, y, ids, Draws(0), 32)
+    frames = [to_frame(pixels, delta, attack.norm) for delta in found]
+    raw, path = sum(frame.nbytes for frame in frames) / 1e6, folder / "bench.b2"
+    rates: dict[str, list[float]] = {"write": [], "read": []}
+    for _ in range(5):
+        begin = time.perf_counter()
+        for _frame in steps.kept_frames(path, pixels, frames, range(length), {}, {}):
+            pass
+        rates["write"].append(raw / (time.perf_counter() - begin))
+        begin = time.perf_counter()
+        for _frame in steps.read_shard(path, pixels):
+            pass
+        rates["read"].append(raw / (time.perf_counter() - begin))
+    ratio = path.stat().st_size / 1e6 / raw
+    path.unlink()
+    store.card_of(path).unlink()
+    return {
+        "ratio": round(ratio, 4),
+        "write_mb_per_s": round(statistics.median(rates["write"]), 1),
+        "read_mb_per_s": round(statistics.median(rates["read"]), 1),
+    }
+
+
+def leave_one_out_seconds() -> float:
+    """Leave-one-out for seven targets at (100, 1000) margins, in seconds."""
+    margins = np.random.default_rng(0).normal(size=(7, 100, 1000))
+    begin = time.perf_counter()
+    for of_target in margins:
+        evaluation.transferred(of_target)
+    return round(time.perf_counter() - begin, 5)
+
+
+def peak_memory_mb(where: torch.device) -> float:
+    """The most memory in use so far, on the device if it is a GPU, else of this process."""
+    if where.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(where) / 1e6)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def cell_of(overrides: list[str]) -> Cell:
+    """The cell of these overrides of conf/config.yaml."""
+    cfg = hydra.compose("config", overrides=overrides)
+    check(cfg)
+    return Cell(cfg)
+
+
+def bench(cfg: DictConfig) -> str:
+    """Runs everything that conf/bench.yaml asks for, writes the JSON, returns what to print."""
+    results: dict[str, Any] = {}
+    cells: dict[str, Cell] = {}
+    pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
+    for group, name in tqdm(pairs, desc="bench", leave=False, disable=None):
+        trained = group == "photos"
+        cell = cells[group] = cell_of(
+            [
+                *(f"benchmark={group}", f"source={name}", "attack=ir", f"pretrained={trained}"),
+                *(f"precision={cfg.precision}", f"device={cfg.device}", f"threads={cfg.threads}"),
+                "benchmark.sources=[]",
+            ]
+        )
+        prepare(cell.cfg)
+        results[name if group == "imagenet" else f"{group}/{name}"] = Contest(cell, cfg).result()
+    where = device(next(iter(cells.values())).cfg)
+    path = Path(cfg.output)
+    cache = cache_speed(cells.get("imagenet", next(iter(cells.values()))), path.parent)
+    whole = {
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
+        "precision": cfg.precision,
+        "threads": cfg.threads,
+        **store.provenance(),
+        "rounds": cfg.rounds,
+        "networks": results,
+        "cache": cache,
+        "leave_one_out_100x1000_seven_targets_s": leave_one_out_seconds(),
+        "peak_memory_mb": peak_memory_mb(where),
+    }
+    store.write_json(path, whole)
+    heads = ["network", "probes", "batch", "limit", "attack", "per image", "of limit", "speed-up"]
+    lines = [
+        [
+            *(name, r["probes_per_step"], r["micro_batch"]),
+            *(f"{r[key]:.3g}" for key in r if key.endswith("image_steps_per_s")),
+            *(f"{r['fraction_of_limit']:.2f}", f"{r['speedup_vs_per_image']:.2f}"),
+        ]
+        for name, r in results.items()
+    ]
+    return (
+        f"IR attack, {cfg.precision}, {whole['device']}, {cfg.threads} threads; image-steps per "
+        f"second, medians of {cfg.rounds} rounds\n\n{tabulate(lines, heads)}\n\n"
+        f"Step cache: {100 * cache['ratio']:.1f} % of raw, written at "
+        f"{cache['write_mb_per_s']:.0f} MB/s, read at {cache['read_mb_per_s']:.0f} MB/s. "
+        f"Leave-one-out, seven targets at (100, 1000): "
+        f"{1000 * whole['leave_one_out_100x1000_seven_targets_s']:.0f} ms. Peak memory: "
+        f"{whole['peak_memory_mb']:.0f} MB. Written to {path}."
+    )
+
+
+def cpu_name() -> str:
+    """The processor's name, as /proc/cpuinfo has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "cpu")
+
+
+@hydra.main(config_path=str(zoo.CONF), config_name="bench", version_base="1.3")
+def main(cfg: DictConfig) -> None:
+    """Runs the benchmark and prints its table."""
+    with one_sentence():
+        OmegaConf.resolve(cfg)
+        print(bench(cfg))
+
+
+if __name__ == "__main__":
+    tidy_arguments()
+    register_resolvers()
+    with one_sentence():
+        main()

@@ -1,0 +1,96 @@
+"""What a device can do: rates of networks, measured here, on which bench and estimate stand."""
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from irattack.attack import Attack
+from irattack.randomness import Draws
+
+
+def synchronise(device: torch.device) -> None:
+    """Waits until the device has done what was asked of it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def seconds(work: Callable[[], object], device: torch.device, least: float = 0.0) -> float:
+    """Seconds of one call, on average over as many calls as take `least` seconds together."""
+    synchronise(device)
+    start, calls = time.perf_counter(), 0
+    while True:
+        work()
+        calls += 1
+        synchronise(device)
+        spent = time.perf_counter() - start
+        if spent >= least:
+            return spent / calls
+
+
+def forward_backward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """Bare work of a probe: logits and their gradient with respect to the images (B, C, H, W)."""
+
+    def work() -> Tensor:
+        x = images.detach().requires_grad_()
+        return torch.autograd.grad(model(x).sum(), x)[0]
+
+    return work
+
+
+def forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+    """Logits of images (B, C, H, W)."""
+
+    def work() -> Tensor:
+        with torch.no_grad():
+            return model(images)
+
+    return work
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Images per second, and the batch that gives them."""
+
+    per_second: float
+    batch: int
+
+
+def best_rate(
+    kind: Callable[[nn.Module, Tensor], Callable[[], object]],
+    model: nn.Module,
+    size: int,
+    device: torch.device,
+    batches: Sequence[int],
+    least: float,
+) -> Rate:
+    """The most images of size x size pixels per second, over the batches that fit the memory.
+
+    Larger batches are tried as long as they gain; `least` seconds each.
+    """
+    best = Rate(0.0, batches[0])
+    for batch in sorted(batches):
+        try:
+            work = kind(model, torch.rand(batch, 3, size, size, device=device))
+            seconds(work, device)  # warm-up
+            rate = batch / seconds(work, device, least)
+        except torch.OutOfMemoryError:
+            gc.collect()
+            torch.cuda.empty_cache()
+            break
+        if rate > best.per_second:
+            best = Rate(rate, batch)
+        elif rate < 0.9 * best.per_second:
+            break
+    return best
+
+
+def probes(attack: Attack) -> int:
+    """How many images an attack sends forward and back for one step of one image."""
+    delta = torch.full((1, 3, 32, 32), 1e-3)
+    terms = attack.terms(delta, ["image"], 1, Draws(0))
+    shared = any(term.at_delta for term in terms)
+    return sum(term.probes for term in terms if not term.at_delta) + shared
