@@ -135,9 +135,9 @@ def estimate(tables: dict[str, list[Cell]]) -> str:
 
 def summed(work: dict[str, tuple[float, float, float]], extra: float) -> list[float]:
     """Hours of attack, evaluation and analysis, their sum, and gigabytes."""
-    attack, evaluation, size = (sum(values) for values in zip(*work.values(), strict=True)) if (
-        work
-    ) else (0.0, 0.0, 0.0)
+    attack, evaluation, size = (
+        (sum(values) for values in zip(*work.values(), strict=True)) if (work) else (0.0, 0.0, 0.0)
+    )
     hours = [attack / 3600, evaluation / 3600, extra / 3600]
     return [*hours, sum(hours), size / 1e9]
 

@@ -6,6 +6,7 @@ Weights are read as safetensors, or by PyTorch's unpickler that admits tensors o
 import hashlib
 import pickle
 import re
+import warnings
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
@@ -128,7 +129,8 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
+            state = torch.load(path, map_location="cpu", weights_only=True)
     except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
         raise InputError(
             f"{path}: not a whole file of weights ({' '.join(str(error).split())[:120]}); "
