@@ -1,5 +1,6 @@
 # `make help` lists the targets. Each target does all the set-up it needs on a fresh machine.
 #   EXTRA="name=value …"  settings for any reproduce- target, e.g. EXTRA="images=64 seed=1"
+#   LAUNCHER=slurm        its cells as an array of Slurm's jobs; joblib: in several processes here
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,14 +9,16 @@ PYTHON ?= python3
 UV ?= $(shell command -v uv || echo .uv/bin/uv)
 RUN := .venv/bin/python
 EXTRA ?=
+LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint clean train-photos reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: help setup test lint clean train-photos reproduce-all $(TABLES:%=reproduce-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/*/$$table.yaml)"; done | expand -t 20
+	@printf 'aggregate-…\tany of these from the disk alone; nothing is run\n' | expand -t 20
 
 setup: .venv/synced ## install everything into .venv with uv
 
@@ -39,6 +42,9 @@ train-photos: setup ## retrain the networks of benchmark=photos and report their
 	$(RUN) -m scripts.train_photos $(EXTRA)
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
-	$(RUN) -m irattack.reproduce $* $(EXTRA)
+	$(RUN) -m irattack.reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+
+$(TABLES:%=aggregate-%): aggregate-%: setup
+	$(RUN) -m irattack.reproduce $* --aggregate $(EXTRA)
 
 reproduce-all: $(TABLES:%=reproduce-%) ## every table and figure

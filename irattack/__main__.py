@@ -1,6 +1,7 @@
 """`python -m irattack`: one cell from start to end, or with -m a cell for each combination."""
 
 import logging
+import socket
 
 from irattack.cli import one_sentence, tidy_arguments
 
@@ -9,6 +10,7 @@ with one_sentence():
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
+    from irattack.launch import failures, in_worker
     from irattack.models.zoo import CONF
     from irattack.pipeline import Cell, below_tau, run
     from irattack.report import render
@@ -19,23 +21,41 @@ log = logging.getLogger(__name__)
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> None:
-    """Checks one configuration, runs it, prints its rows."""
-    with one_sentence():
-        check(cfg)
-        for name in without_effect(cfg, HydraConfig.get().overrides.task):
-            log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
-        cell = Cell(cfg)
-        print(render(run(cell)))
-        short = below_tau(cell)
-        if short is not None:
-            print(f"{short} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
+    """Checks one configuration, runs it, prints its rows.
+
+    One of several jobs at a time leaves its failure to the process that launched it.
+    """
+    register_resolvers()  # a process of its own has none yet
+    if not in_worker():
+        with one_sentence():
+            measure(cfg)
+        return
+    log.info("%s from %s starts on %s.", cfg.attack.name, cfg.source, socket.gethostname())
+    try:
+        measure(cfg)
+    except Exception:
+        log.exception("%s from %s failed.", cfg.attack.name, cfg.source)
+        raise
+    log.info("%s from %s is done.", cfg.attack.name, cfg.source)
+
+
+def measure(cfg: DictConfig) -> None:
+    """One cell, from its checks to its rows on the terminal."""
+    check(cfg)
+    for name in without_effect(cfg, HydraConfig.get().overrides.task):
+        log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+    cell = Cell(cfg)
+    print(render(run(cell)))
+    short = below_tau(cell)
+    if short is not None:
+        print(f"{short} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
 
 
 def main() -> None:
     """The entry point."""
     tidy_arguments()
     register_resolvers()
-    with one_sentence():
+    with one_sentence(), failures():
         job()
 
 
