@@ -57,14 +57,14 @@ class Prepare(Callback):
             return
         if missing := [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]:
             stop(
-                f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it on a login "
-                "node of the cluster, or use hydra/launcher=joblib for several processes here."
+                f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
+                "cluster's users log in, or use hydra/launcher=joblib for several processes here."
             )
         from submitit.slurm.slurm import SlurmJob
 
         from irattack.slurm import QueueWatcher
 
-        SlurmJob.watcher = QueueWatcher(delay_s=60)
+        SlurmJob.watcher = QueueWatcher(delay_s=15)
 
 
 @contextlib.contextmanager
@@ -87,7 +87,7 @@ def failures() -> Iterator[None]:
         lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\n")]
         kind = type(error).__name__
         raise InputError(
-            f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''}); the work of the "
-            "others is kept and the logs are in outputs/<benchmark>/log; run the same command to "
-            "continue."
+            f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''}); the work of "
+            "the others is kept and the logs are in outputs/<benchmark>/log; run the same command "
+            "to continue."
         ) from error
