@@ -18,7 +18,7 @@ TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/*/$$table.yaml)"; done | expand -t 20
-	@printf 'aggregate-…\tany of these from the disk alone; nothing is run\n' | expand -t 20
+	@printf 'aggregate-table1\tthe same, and each of the others, from the disk alone; nothing is run\n' | expand -t 20
 
 setup: .venv/synced ## install everything into .venv with uv
 

@@ -89,18 +89,18 @@ def test_two_processes_make_the_same_files(
 
 def test_a_failed_job_is_a_sentence(make: Make, tmp_path: Path) -> None:
     """The other job's work is kept; each has its log."""
-    blocked = tmp_path / "photos" / "results"
-    status, _, err = make(tmp_path, "attack=pgd", "norm=linf")
-    assert status == 0, err
-    shutil.rmtree(blocked)
-    blocked.touch()  # a file where the results should go
-    options = ["attack=pgd,ir", "norm=linf", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
-    status, _, err = make(tmp_path, *options)
+    assert make(tmp_path / "alone", "attack=ir", "norm=linf")[0] == 0
+    (shards,) = (tmp_path / "alone/photos/steps").iterdir()
+    folder = tmp_path / "together"
+    (folder / "photos/steps").mkdir(parents=True)
+    (folder / "photos/steps" / shards.name).touch()  # a file where the shards of IR should go
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    status, _, err = make(folder, "attack=pgd,ir", "norm=linf", *options)
     assert status == 2
     assert "irattack: cannot write" in err.splitlines()[-1]
-    assert len(list((tmp_path / "photos/steps").glob("*/0000.json"))) == 2
-    (log,) = (tmp_path / "photos/log").glob("1-ir-*/irattack.log")
+    (log,) = (folder / "photos/log").glob("1-ir-*/irattack.log")
     assert "ir from resnet34 failed" in log.read_text()
+    assert len(list((folder / "photos/results").glob("pgd-resnet34-linf-*/*.json"))) == 2
 
 
 @pytest.mark.parametrize(
