@@ -1,5 +1,6 @@
 # `make help` lists the targets. Each target does all the set-up it needs on a fresh machine.
 #   EXTRA="name=value …"  settings for any reproduce- target, e.g. EXTRA="images=64 seed=1"
+#   LAUNCHER=slurm        its cells as an array of Slurm's jobs; joblib: in several processes here
 SHELL := /bin/bash
 .SHELLFLAGS := -eu -o pipefail -c
 .DEFAULT_GOAL := help
@@ -8,14 +9,17 @@ PYTHON ?= python3
 UV ?= $(shell command -v uv || echo .uv/bin/uv)
 RUN := .venv/bin/python
 EXTRA ?=
+LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint bench estimate clean train-photos reproduce-all $(TABLES:%=reproduce-%)
+.PHONY: help setup test lint bench estimate status clean clean-cache train-photos reproduce-all
+.PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/*/$$table.yaml)"; done | expand -t 20
+	@printf 'aggregate-table1\tthe same, and each of the others, from the disk alone; nothing is run\n' | expand -t 20
 
 setup: .venv/synced ## install everything into .venv with uv
 
@@ -38,6 +42,12 @@ bench: setup ## time the IR attack against the limit of this device, to outputs/
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
 	$(RUN) -m irattack.estimate $(EXTRA)
 
+status: setup ## what of every table and figure is done, pending or broken, and its size
+	$(RUN) -m irattack.status $(EXTRA)
+
+clean-cache: setup ## remove what no table or figure needs with these settings
+	$(RUN) -m irattack.status clean $(EXTRA)
+
 clean: ## remove outputs and caches; .venv stays
 	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
 
@@ -45,6 +55,9 @@ train-photos: setup ## retrain the networks of benchmark=photos and report their
 	$(RUN) -m scripts.train_photos $(EXTRA)
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
-	$(RUN) -m irattack.reproduce $* $(EXTRA)
+	$(RUN) -m irattack.reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+
+$(TABLES:%=aggregate-%): aggregate-%: setup
+	$(RUN) -m irattack.reproduce $* --aggregate $(EXTRA)
 
 reproduce-all: $(TABLES:%=reproduce-%) ## every table and figure

@@ -1,6 +1,7 @@
 """`python -m irattack`: one cell from start to end, or with -m a cell for each combination."""
 
 import logging
+import socket
 
 from irattack.cli import one_sentence, tidy_arguments
 
@@ -10,6 +11,7 @@ with one_sentence():
     from omegaconf import DictConfig
 
     from irattack.cell import Cell
+    from irattack.launch import failures, in_worker
     from irattack.models.zoo import CONF
     from irattack.pipeline import rows, run
     from irattack.report import render
@@ -20,30 +22,46 @@ log = logging.getLogger(__name__)
 
 @hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")
 def job(cfg: DictConfig) -> None:
-    """Checks one configuration, runs it, prints its rows."""
-    with one_sentence():
-        check(cfg)
-        for name in without_effect(cfg, HydraConfig.get().overrides.task):
-            log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
-        cell = Cell(cfg)
-        waiting = run(cell)
-        if waiting:
-            print(
-                f"{cell.label}: shard={cfg.shard} is done; {len(waiting)} shards of others are not."
-            )
-            return
-        results = rows(cell)
-        print(render(results))
-        short = results.below_tau.max()
-        if short == short:  # not NaN
-            print(f"{short:.0f} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
+    """Checks one configuration, runs it, prints its rows.
+
+    One of several jobs at a time leaves its failure to the process that launched it.
+    """
+    register_resolvers()  # a process of its own has none yet
+    if not in_worker():
+        with one_sentence():
+            measure(cfg)
+        return
+    log.info("%s from %s starts on %s.", cfg.attack.name, cfg.source, socket.gethostname())
+    try:
+        measure(cfg)
+    except Exception:
+        log.exception("%s from %s failed.", cfg.attack.name, cfg.source)
+        raise
+    log.info("%s from %s is done.", cfg.attack.name, cfg.source)
+
+
+def measure(cfg: DictConfig) -> None:
+    """One cell, from its checks to its rows on the terminal."""
+    check(cfg)
+    for name in without_effect(cfg, HydraConfig.get().overrides.task):
+        log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+    cell = Cell(cfg)
+    waiting = run(cell)
+    if waiting:
+        print(f"{cell.label}: shard={cfg.shard} is done, {len(waiting)} shards of others are not.")
+        return
+    results = rows(cell)
+    print(render(results))
+    short = results.below_tau.max()
+    if short == short:  # not NaN
+        print(f"{short:.0f} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
 
 
 def main() -> None:
     """The entry point."""
     tidy_arguments()
     register_resolvers()
-    with one_sentence():
+    with one_sentence(), failures():
         job()
 
 

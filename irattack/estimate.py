@@ -16,7 +16,6 @@ from irattack.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     import torch
-    from hydra import initialize_config_dir
     from hydra.utils import instantiate
     from tabulate import tabulate
     from tqdm import tqdm
@@ -24,8 +23,7 @@ with one_sentence():
     from irattack import speed
     from irattack.bench import cache_speed, cpu_name
     from irattack.cell import PRECISIONS, Cell, device, prepare
-    from irattack.models import zoo
-    from irattack.reproduce import cells_of_table, definitions, load_definition
+    from irattack.reproduce import Plan, plans
     from irattack.settings import register_resolvers
 
 BATCHES = {"cpu": [8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
@@ -91,17 +89,16 @@ def cache_bytes(cell: Cell, ratio: float) -> float:
     return cell.cfg.images * len(cell.kept) * 3 * cell.cfg.benchmark.size**2 * ratio
 
 
-def estimate(tables: dict[str, list[Cell]]) -> str:
+def estimate(tables: dict[str, Plan]) -> str:
     """The table that is printed."""
-    cells = [cell for of_table in tables.values() for cell in of_table]
+    cells = [cell for table in tables.values() for cell in table.cells]
     prepare(cells[0].cfg)
     speeds, cfg = timed(cells), cells[0].cfg
     ratio = cache_speed(cells[0], cells[0].root)["ratio"]
     lines, total = [], dict[str, tuple[float, float, float]]()
     extra_total = 0.0
-    for name, of_table in tables.items():
-        definition = load_definition(name)
-        runs = of_table if definition.get("run", True) else []
+    for name, table in tables.items():
+        runs = table.cells if table.runs else []
         work = {
             cell.key + str(cell.targets): (
                 attack_seconds(cell, speeds),
@@ -110,7 +107,7 @@ def estimate(tables: dict[str, list[Cell]]) -> str:
             )
             for cell in runs
         }
-        extra = sum(analysis_seconds(cell, definition, speeds) for cell in of_table)
+        extra = sum(analysis_seconds(cell, table.definition, speeds) for cell in table.cells)
         total |= work
         extra_total += extra
         lines.append([name, len(runs), *summed(work, extra)])
@@ -148,9 +145,7 @@ def main() -> None:
     register_resolvers()
     with one_sentence():
         given = ["benchmark=imagenet", "pretrained=false", *sys.argv[1:]]
-        with initialize_config_dir(str(zoo.CONF.resolve()), version_base="1.3"):
-            tables = {name: cells_of_table(name, given) for name in sorted(definitions())}
-        print(estimate(tables))
+        print(estimate(plans(given)))
 
 
 if __name__ == "__main__":

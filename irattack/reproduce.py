@@ -1,12 +1,14 @@
 """`python -m irattack.reproduce table1 [name=value …]`: runs what it lacks, then makes it.
 
 Each is a yaml in conf/table or conf/figure: lists of norms, attacks and sources whose products are
-its cells, and the function that writes it. The cells are run by Hydra's multirun; the table or
-figure is made from what is on the disk.
+its cells, and the function that writes it. The cells are run by one multirun of Hydra, with
+hydra/launcher=slurm or joblib at the same time; the table or figure is made from what is on the
+disk. With --aggregate nothing is run.
 """
 
 import re
 import sys
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -20,14 +22,24 @@ with one_sentence():
 
     from irattack.__main__ import job
     from irattack.cell import Cell
-    from irattack.errors import unknown
+    from irattack.errors import InputError, unknown
+    from irattack.launch import as_sweep, failures, of_launcher
     from irattack.models.zoo import CONF
-    from irattack.pipeline import is_measured
+    from irattack.pipeline import missing_targets
     from irattack.settings import check, register_resolvers
 
 
 BASIC = ("norm", "source", "attack")
-ELSEWHERE = ("output", "device", "threads")  # settings that change where, not what
+NAMED = 8  # of the cells that are missing
+CURE = "run the same command without --aggregate, it continues from what is there."
+ELSEWHERE = (
+    "output",
+    "device",
+    "threads",
+    "shard",
+    "cache.steps",
+    "weights_dir",
+)  # where, not what
 
 
 def definitions() -> dict[str, Path]:
@@ -71,28 +83,117 @@ def select(
     return legs, others
 
 
-def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[Cell]:
-    """The cells of one product of a table, in the order of the paper."""
-    cells: dict[str, Cell] = {}  # by key: an override can make two cells one
+def cells_of(leg: dict[str, Any], overrides: list[str]) -> list[tuple[Cell, dict[str, Any]]]:
+    """The cells of one product of a table, in the order of the paper, and the choices they are."""
+    cells: dict[str, tuple[Cell, dict[str, Any]]] = {}  # an override can make two cells one
     for values in product(*leg.values()):
-        choice = [f"{key}={value}" for key, value in zip(leg, values, strict=True)]
-        cfg = compose("config", overrides=choice + overrides)
+        choice = dict(zip(leg, values, strict=True))
+        cfg = compose("config", overrides=[f"{k}={v}" for k, v in choice.items()] + overrides)
         check(cfg)
         cell = Cell(cfg)
-        varied = [text for text in choice if text.split("=")[0] not in BASIC]
+        varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
-        cells.setdefault(cell.key, cell)
+        cells.setdefault(cell.key, (cell, choice))
     return list(cells.values())
 
 
-def run_missing(legs: list[dict[str, list]], cells: list[list[Cell]], overrides: list[str]) -> None:
-    """Runs the products of which a cell is missing, each as one multirun."""
-    for leg, of_leg in zip(legs, cells, strict=True):
-        if all(is_measured(cell, target) for cell in of_leg for target in cell.targets):
-            continue
-        choices = [f"{key}={','.join(map(str, values))}" for key, values in leg.items()]
-        sys.argv = ["irattack", "-m", *choices, *overrides]
-        job()
+def missing(name: str, cells: list[Cell]) -> str:
+    """A sentence that names the results which are not on the disk; empty if none is missing."""
+    found = [(cell, targets) for cell in cells if (targets := missing_targets(cell))]
+    if not found:
+        return ""
+    texts = [
+        f"source={cell.cfg.source} attack={cell.method} norm={cell.norm} target={','.join(targets)}"
+        for cell, targets in found[:NAMED]
+    ]
+    more = f", and those of {len(found) - NAMED} more cells" if len(found) > NAMED else ""
+    count, total = sum(len(targets) for _, targets in found), sum(len(c.targets) for c in cells)
+    return f"{name}: {count} of {total} results are missing: {'; '.join(texts)}{more}"
+
+
+def run(cells: list[tuple[Cell, dict[str, Any]]], overrides: list[str]) -> None:
+    """Runs the cells that are not measured, as one multirun."""
+    choices = {cell.key: choice for cell, choice in cells if missing_targets(cell)}
+    if choices:
+        sys.argv = ["irattack", "-m", as_sweep(list(choices.values())), *overrides]
+        with failures():
+            job()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table or figure with the overrides of the command line.
+
+    Attributes:
+        called: its name, as its files have it.
+        definition: its yaml.
+        chosen: its cells, each with the choices that it is.
+        overrides: settings of every cell.
+    """
+
+    called: str
+    definition: dict[str, Any]
+    chosen: list[tuple[Cell, dict[str, Any]]]
+    overrides: list[str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells alone."""
+        return [cell for cell, _ in self.chosen]
+
+    @property
+    def runs(self) -> bool:
+        """Whether its cells are attacks of the pipeline; else it needs their images only."""
+        return self.definition.get("run", True)
+
+
+def plan(name: str, overrides: list[str]) -> Plan:
+    """What a table or figure consists of. Hydra must be initialised."""
+    definition = load_definition(name)
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    legs = [
+        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+        for leg in definition["cells"]
+    ]
+    legs, overrides = select(legs, overrides)
+    if not definition.get("run", True):  # its settings are those of no attack of the pipeline
+        given = [text for text in overrides if text.split("=")[0] in definition]
+        definition |= OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore
+        overrides = [text for text in overrides if text not in given]
+    targets = f"targets={definition.get('targets', 'paper')}".replace(" ", "").replace("'", "")
+    overrides = [targets, *definition.get("overrides", []), *overrides]
+    chosen = [pair for leg in legs for pair in cells_of(leg, overrides)]
+    return Plan(called, definition, chosen, overrides)
+
+
+def plans(overrides: list[str]) -> dict[str, Plan]:
+    """Every table and figure with these overrides, by name."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        return {name: plan(name, overrides) for name in sorted(definitions())}
+
+
+def reproduce(name: str, overrides: list[str], launcher: list[str], aggregate: bool) -> str:
+    """Runs the cells that a table lacks, unless `aggregate`; makes it and returns what to print."""
+    with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
+        table = plan(name, overrides)
+    if table.runs:
+        failure = ""
+        try:
+            if not aggregate:
+                run(table.chosen, [*table.overrides, *launcher])
+        except InputError as error:
+            failure = str(error)
+        absent = missing(name, table.cells)
+        share = table.cells[0].cfg.shard
+        if absent and share and not aggregate and not failure:
+            return f"shard={share} is done. {absent}; other shards have them to do."
+        if absent:
+            raise InputError(f"{absent}; {failure or CURE}")
+    elif aggregate:
+        raise InputError(f"{name}: has no cells to aggregate; leave --aggregate out.")
+    write = get_method(table.definition.get("write", "irattack.report.write_table"))
+    return write(table.called, table.definition, table.cells)
 
 
 def main() -> None:
@@ -100,29 +201,13 @@ def main() -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        if len(sys.argv) < 2:
+        words = [word for word in sys.argv[1:] if word != "--aggregate"]
+        if not words:
             raise unknown("reproduce", "", definitions())
-        name, overrides = sys.argv[1], sys.argv[2:]
-        definition = load_definition(name)
-        kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
-        name = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
-        legs = [
-            {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
-            for leg in definition["cells"]
-        ]
-        legs, overrides = select(legs, overrides)
-        if not definition.get("run", True):  # its settings are those of no attack of the pipeline
-            given = [text for text in overrides if text.split("=")[0] in definition]
-            definition |= OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore
-            overrides = [text for text in overrides if text not in given]
-        targets = f"targets={definition.get('targets', 'paper')}".replace(" ", "")
-        overrides = [targets.replace("'", ""), *definition.get("overrides", []), *overrides]
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            cells = [cells_of(leg, overrides) for leg in legs]
-        if definition.get("run", True):
-            run_missing(legs, cells, overrides)
-        write = get_method(definition.get("write", "irattack.report.write_table"))
-        print(write(name, definition, [cell for of_leg in cells for cell in of_leg]))
+        name, *settings = words
+        launcher = [text for text in settings if of_launcher(text)]
+        overrides = [text for text in settings if text not in launcher]
+        print(reproduce(name, overrides, launcher, aggregate="--aggregate" in sys.argv))
 
 
 if __name__ == "__main__":

@@ -13,14 +13,12 @@ from pathlib import Path
 from irattack.cli import one_sentence, tidy_arguments
 
 with one_sentence():
-    from hydra import initialize_config_dir
     from tabulate import tabulate
 
     from irattack import store
     from irattack.cell import Cell
-    from irattack.models.zoo import CONF
     from irattack.pipeline import missing_targets
-    from irattack.reproduce import cells_of_table, definitions
+    from irattack.reproduce import Plan, plans
     from irattack.settings import register_resolvers
 
 KINDS = ("steps", "results", "interactions")  # folders whose entries are named by cells
@@ -48,30 +46,39 @@ def shards(cell: Cell) -> tuple[int, int]:
     return whole, broken
 
 
-def status(tables: dict[str, list[Cell]]) -> str:
+def status(tables: dict[str, Plan]) -> str:
     """A line a table: its cells, how many are measured, begun or not, and what lies on disk."""
     lines, seen = [], dict[str, tuple[bool, int, int, int]]()
-    for name, cells in tables.items():
+    for name, table in tables.items():
+        cells = table.cells if table.runs else []
         for cell in cells:
             if cell.label not in seen:
                 folders = [cell.root / kind / cell.label for kind in KINDS]
                 done = not missing_targets(cell)
                 seen[cell.label] = (done, *shards(cell), sum(size(folder) for folder in folders))
         of_table = [seen[cell.label] for cell in cells]
-        done = sum(cell[0] for cell in of_table)
+        finished = sum(cell[0] for cell in of_table)
         begun = sum(not cell[0] and cell[1] > 0 for cell in of_table)
         megabytes = sum(cell[3] for cell in of_table) / 1e6
         broken = sum(cell[2] for cell in of_table)
         lines.append(
-            [name, len(cells), done, begun, len(cells) - done - begun, broken, f"{megabytes:.1f}"]
+            [
+                name,
+                len(cells),
+                finished,
+                begun,
+                len(cells) - finished - begun,
+                broken,
+                f"{megabytes:.1f}",
+            ]
         )
     heads = ["table or figure", "cells", "done", "begun", "pending", "broken shards", "MB"]
     return tabulate(lines, heads)
 
 
-def clean(tables: dict[str, list[Cell]]) -> str:
+def clean(tables: dict[str, Plan]) -> str:
     """Removes cells that no table lists, and what killed processes left; says how much."""
-    cells = [cell for of_table in tables.values() for cell in of_table]
+    cells = [cell for table in tables.values() for cell in table.cells]
     root, known = cells[0].root, {cell.label for cell in cells} | {"propositions", "figures"}
     doomed = [
         folder
@@ -94,8 +101,7 @@ def main() -> None:
     with one_sentence():
         words = sys.argv[1:]
         overrides = [word for word in words if word != "clean"]
-        with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-            tables = {name: cells_of_table(name, overrides) for name in sorted(definitions())}
+        tables = plans(overrides)
         print(clean(tables) if "clean" in words else status(tables))
 
 

@@ -1,0 +1,93 @@
+"""Hydra's launchers: the cells of a table as one list of jobs, and what to say when a job fails."""
+
+import contextlib
+import re
+import shutil
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig
+from omegaconf.errors import OmegaConfBaseException
+
+from irattack.cli import stop
+from irattack.errors import InputError
+from irattack.models.zoo import CONF
+
+OURS = (InputError, OSError, HydraException, OmegaConfBaseException)  # have a sentence already
+
+
+def as_sweep(choices: list[dict[str, Any]]) -> str:
+    """The override that makes a multirun of exactly these choices, +cell=…, one job each.
+
+    Hydra sweeps over products only; so each choice becomes a config of the group `cell`.
+    """
+    names = []
+    for choice in choices:
+        groups = {key: value for key, value in choice.items() if (CONF / key).is_dir()}
+        node = {
+            "defaults": [{f"override /{key}": value} for key, value in groups.items()],
+            **{key: value for key, value in choice.items() if key not in groups},
+        }
+        names.append("-".join(re.sub(r"[^\w.]", "_", str(value)) for value in choice.values()))
+        ConfigStore.instance().store(group="cell", name=names[-1], node=node, package="_global_")
+    return f"+cell={','.join(names)}"
+
+
+def of_launcher(override: str) -> bool:
+    """Whether an override of the command line is about how jobs are run, not what they compute."""
+    return override.lstrip("+~").startswith(("hydra/", "hydra."))
+
+
+def in_worker() -> bool:
+    """Whether this job is one of several at a time."""
+    return not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
+
+
+class Prepare(Callback):
+    """Makes Slurm's launcher ready before a multirun."""
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
+        if not config.hydra.launcher._target_.endswith("SlurmLauncher"):
+            return
+        if missing := [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]:
+            stop(
+                f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
+                "cluster's users log in, or use hydra/launcher=joblib for several processes here."
+            )
+        from submitit.slurm.slurm import SlurmJob
+
+        from irattack.slurm import QueueWatcher
+
+        SlurmJob.watcher = QueueWatcher(delay_s=15)
+
+
+@contextlib.contextmanager
+def failures() -> Iterator[None]:
+    """Around a multirun: the failure of one of several jobs becomes one sentence."""
+    if not any(re.match(r"hydra/launcher=(?!basic$)", text) for text in sys.argv):
+        yield
+        return
+    try:
+        yield
+    except KeyboardInterrupt:
+        stop(
+            "interrupted; finished shards are kept, run the same command to continue. Jobs of "
+            "Slurm go on until they are done or cancelled (scancel --name=irattack).",
+            130,
+        )
+    except OURS:
+        raise
+    except Exception as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\n")]
+        kind = type(error).__name__
+        raise InputError(
+            f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''}); the work of "
+            "the others is kept and the logs are in outputs/<benchmark>/log; run the same command "
+            "to continue."
+        ) from error

@@ -1,0 +1,142 @@
+"""Hydra's launchers: several processes make what one makes, and what is missing is named."""
+
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from irattack import reproduce
+from irattack.launch import failures, of_launcher
+from irattack.models import zoo
+
+SMALL = [
+    *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
+    "targets=[vgg16,resnet152]",
+]
+Make = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def make(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Make:
+    """Runs `python -m irattack.reproduce table1 …` here: (exit status, stdout, stderr)."""
+
+    def call(folder: Path, *options: str, table: str = "table1") -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["reproduce", table, f"output={folder}", *SMALL, *options])
+        status = 0
+        try:
+            reproduce.main()
+        except SystemExit as stopped:
+            status = int(stopped.code or 0)
+        finally:
+            GlobalHydra.instance().clear()
+        return status, *capfd.readouterr()
+
+    return call
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "photos/tables").iterdir()}
+
+
+def test_two_processes_make_the_same_files(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(zoo.CONF.parent))
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    status, _, err = make(alone, "--aggregate")
+    assert status == 2
+    assert err.startswith("irattack: table1: 8 of 8 results are missing: source=resnet34 attack=")
+    assert err.count("\n") == 1
+    assert not alone.exists()
+
+    status, printed, err = make(alone)
+    assert status == 0, err
+    status, _, err = make(together, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert status == 0, err
+    assert len(tables(alone)) == 4
+    assert tables(together) == tables(alone)
+    logs = sorted((together / "photos/log").glob("*/irattack.log"))
+    assert [path.parent.name for path in logs] == [
+        *("0-pgd-resnet34-linf", "1-ir-resnet34-linf", "2-pgd-resnet34-l2", "3-ir-resnet34-l2")
+    ]
+    for path in logs:  # each of its own job alone
+        attack = path.parent.name.split("-")[1]
+        lines = path.read_text().splitlines()
+        assert f"{attack} from resnet34 starts" in lines[0]
+        assert f"{attack} from resnet34 is done" in lines[-1]
+        assert path.read_text().count("starts") == 1
+
+    # The disk decides: a result that is gone is named, the rest is not run again.
+    (gone,) = (together / "photos/results").glob("ir-resnet34-l2-*/vgg16.json")
+    gone.unlink()
+    shutil.rmtree(together / "photos/tables")
+    status, out, err = make(together, "--aggregate")
+    assert (status, out) == (2, "")
+    named = "1 of 8 results are missing: source=resnet34 attack=ir norm=l2 target=vgg16; run"
+    assert named in err
+    status, out, err = make(together)
+    assert status == 0, err
+    assert "#0 : +cell=l2-resnet34-ir" in out + err
+    assert "#1 : " not in out + err
+    assert tables(together) == tables(alone)
+    status, out, _ = make(together, "--aggregate")
+    assert status == 0
+    assert printed.endswith(out[-200:].replace("together", "alone"))
+
+
+def test_a_failed_job_is_a_sentence(make: Make, tmp_path: Path) -> None:
+    """The other job's work is kept; each has its log."""
+    assert make(tmp_path / "alone", "attack=ir", "norm=linf")[0] == 0
+    (shards,) = (tmp_path / "alone/photos/steps").iterdir()
+    folder = tmp_path / "together"
+    (folder / "photos/steps").mkdir(parents=True)
+    (folder / "photos/steps" / shards.name).touch()  # a file where the shards of IR should go
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    status, _, err = make(folder, "attack=pgd,ir", "norm=linf", *options)
+    assert status == 2
+    assert "irattack: cannot write" in err.splitlines()[-1]
+    (log,) = (folder / "photos/log").glob("1-ir-*/irattack.log")
+    assert "ir from resnet34 failed" in log.read_text()
+    assert len(list((folder / "photos/results").glob("pgd-resnet34-linf-*/*.json"))) == 2
+
+
+@pytest.mark.parametrize(
+    ("override", "sentence"),
+    [
+        ("hydra/launcher=slrum", "did you mean slurm"),
+        ("hydra.launcher.n_job=2", "no such setting"),
+        ("hydra/launcher=slurm", "there is no sbatch on this machine"),
+    ],
+)
+def test_a_mistake_is_a_sentence(
+    override: str, sentence: str, make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    status, out, err = make(tmp_path, override)
+    assert (status, out) == (2, "")
+    assert err.startswith("irattack: ")
+    assert err.count("\n") == 1
+    assert sentence in err
+
+
+def test_what_runs_no_cells_cannot_be_aggregated(make: Make, tmp_path: Path) -> None:
+    status, _, err = make(tmp_path, "--aggregate", table="propositions")
+    assert status == 2
+    assert "propositions: has no cells to aggregate" in err
+
+
+def test_failures_keep_a_bug_of_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["irattack", "-m"])
+    with pytest.raises(ZeroDivisionError), failures():
+        raise ZeroDivisionError
+    monkeypatch.setattr(sys, "argv", ["irattack", "-m", "hydra/launcher=joblib"])
+    with pytest.raises(ValueError, match=r"a job failed \(RuntimeError: killed\)"), failures():
+        raise RuntimeError("Some\nlong story\nkilled.\n")
+
+
+def test_overrides_of_the_launcher() -> None:
+    given = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=4", "+hydra.launcher.a=1", "lam=1"]
+    assert [of_launcher(text) for text in given] == [True, True, True, False]

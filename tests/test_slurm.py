@@ -1,0 +1,181 @@
+"""Table 1 as a job array of a real Slurm: whatever happens to the jobs, the table is the same."""
+
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from hydra.core.global_hydra import GlobalHydra
+
+from irattack import reproduce
+from irattack.models import zoo
+from tests.slurm import Slurm, absent, running, wait_for
+
+SOURCES = ("resnet34", "densenet201")
+SMALL = [
+    *("attack=ir", "norm=linf", f"source={','.join(SOURCES)}", "targets=[resnet152]"),
+    *("images=8", "block=1", "steps=40", "samples=8", "threads=1", "micro_batch=32"),
+]  # two cells, eight shards each
+LAUNCHER = ["hydra/launcher=slurm", "hydra.launcher.cpus_per_task=1"]
+Start = Callable[..., subprocess.Popen]
+
+pytestmark = pytest.mark.skipif(
+    bool(absent()), reason=f"Slurm is not installed: there is no {', '.join(absent())}"
+)
+
+
+@pytest.fixture(scope="module")
+def slurm() -> Iterator[Slurm]:
+    with running() as one:
+        yield one
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What one process makes of the table."""
+    folder = tmp_path_factory.mktemp("alone")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sys, "argv", ["reproduce", "table1", *SMALL, f"output={folder}"])
+        try:
+            reproduce.main()
+        finally:
+            GlobalHydra.instance().clear()
+    return folder
+
+
+@pytest.fixture
+def folder(alone: Path, tmp_path: Path) -> Path:
+    """A new output folder, where the images are chosen already."""
+    shutil.copytree(alone / "photos" / "images", tmp_path / "photos" / "images")
+    return tmp_path
+
+
+@pytest.fixture
+def start(slurm: Slurm, folder: Path) -> Iterator[Start]:
+    """Starts `python -m irattack.reproduce table1` on the cluster."""
+    started = []
+
+    def call(*overrides: str) -> subprocess.Popen:
+        command = [sys.executable, "-m", "irattack.reproduce", "table1", *SMALL, *LAUNCHER]
+        process = subprocess.Popen(
+            [*command, f"output={folder}", *overrides],
+            env=slurm.environment,
+            cwd=zoo.CONF.parent,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        started.append(process)
+        return process
+
+    yield call
+    for process in started:
+        process.kill()
+        process.communicate()
+    for job in slurm.jobs():
+        slurm.call("scancel", job)
+
+
+def finish(process: subprocess.Popen) -> tuple[int, str, str]:
+    """Exit status and what was printed."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def tables(folder: Path) -> dict[str, bytes]:
+    """The numbers of the tables in a folder."""
+    return {path.name: path.read_bytes() for path in (folder / "photos/tables").glob("*.csv")}
+
+
+def the_same(folder: Path, alone: Path) -> bool:
+    """Whether the tables of a folder are those of one process."""
+    found, expected = tables(folder), tables(alone)
+    return bool(found) and all(expected[name] == content for name, content in found.items())
+
+
+def shards(folder: Path, source: str) -> dict[str, int]:
+    """The finished shards of a source, and when they were written."""
+    paths = (folder / "photos/steps").glob(f"ir-{source}-linf-*/0*.json")
+    return {path.name: path.with_suffix(".b2").stat().st_mtime_ns for path in sorted(paths)}
+
+
+def in_the_middle(
+    slurm: Slurm, folder: Path, source: str, done: int = 0
+) -> tuple[str, str, dict[str, int]]:
+    """Waits for a shard of a source after the first `done`: its job, the node, what is finished."""
+    wait_for(lambda: len(shards(folder, source)) > done, 90, f"a shard of {source}")
+    (job,) = (name for name in slurm.jobs() if name.endswith(f"_{SOURCES.index(source)}"))
+    return job, slurm.jobs()[job][1], shards(folder, source)
+
+
+def kept(before: dict[str, int], folder: Path, source: str) -> bool:
+    """Whether the work was continued: these shards were neither all, nor written again."""
+    after = shards(folder, source)
+    return 0 < len(before) < len(after) == 8 and before.items() <= after.items()
+
+
+def test_an_array_over_both_nodes(slurm: Slurm, start: Start, folder: Path, alone: Path) -> None:
+    process = start()
+    nodes: set[str] = set()
+
+    def over() -> bool:
+        nodes.update(node for state, node in slurm.jobs().values() if state == "RUNNING")
+        return process.poll() is not None
+
+    wait_for(over, 120, "the array")
+    status, out, err = finish(process)
+    assert status == 0, out + err
+    assert nodes == {"n1", "n2"}
+    assert the_same(folder, alone)
+    logs = sorted((folder / "photos/log/slurm").glob("*/*_log.out"))
+    for path, source in zip(logs, SOURCES, strict=True):
+        assert f"ir from {source} is done" in path.read_text()
+        assert list((folder / "photos/log").glob(f"?-ir-{source}-linf/irattack.log"))
+
+
+def test_jobs_that_die_are_continued(slurm: Slurm, start: Start, folder: Path, alone: Path) -> None:
+    """One job is cancelled; the other's node dies, and then it is told that its time is up.
+
+    The test sends that signal itself, SIGUSR2; Slurm sends it `signal_delay_s` before the limit.
+    """
+    first, second = SOURCES
+    process = start("hydra.launcher.timeout_min=10")  # submitit: time is up at any signal
+    before: dict[str, dict[str, int]] = {}
+    while len(before) < 2:  # each at its first shard
+        wait_for(lambda: any(shards(folder, s) for s in SOURCES if s not in before), 90, "a shard")
+        for source in SOURCES:
+            if source not in before and shards(folder, source):
+                job, node, before[source] = in_the_middle(slurm, folder, source)
+                if source == second:
+                    slurm.call("scancel", job)
+                else:
+                    slurm.kill_node(node)
+                    killed, lost = job, node
+    try:
+        wait_for(lambda: slurm.jobs()[killed] == ("PENDING", ""), 60, "the requeue")
+    finally:
+        slurm.start_node(lost)
+    done = len(shards(folder, first))
+    _, _, later = in_the_middle(slurm, folder, first, done)
+    slurm.call("scancel", "--signal=USR2", killed)
+
+    status, out, err = finish(process)  # ends, although nobody keeps account of the cancelled job
+    assert status == 2, out + err
+    last = err.splitlines()[-1]
+    missing = f"source={second} attack=ir norm=linf target=resnet152; a job failed"
+    assert f"irattack: table1: 1 of 2 results are missing: {missing}" in last
+    assert kept(before[first], folder, first)
+    assert kept(later, folder, first)
+    assert not tables(folder)
+    log = next((folder / "photos/log/slurm").glob(f"*/{killed}_0_log.out")).read_text()
+    assert "this job is timed-out" in log
+    assert "Requeued job" in log
+
+    status, out, err = finish(start())
+    assert status == 0, out + err
+    assert re.findall(r"#\d+ : \S+", out + err) == [f"#0 : +cell=linf-{second}-ir"]
+    assert kept(before[second], folder, second)
+    assert the_same(folder, alone)
