@@ -11,7 +11,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from irattack.cli import stop
@@ -29,10 +29,10 @@ def as_sweep(choices: list[dict[str, Any]]) -> str:
     names = []
     for choice in choices:
         groups = {key: value for key, value in choice.items() if (CONF / key).is_dir()}
-        node = {
-            "defaults": [{f"override /{key}": value} for key, value in groups.items()],
-            **{key: value for key, value in choice.items() if key not in groups},
-        }
+        defaults = [{f"override /{key}": value} for key, value in groups.items()]
+        node = OmegaConf.create({"defaults": defaults})
+        for key in choice.keys() - groups.keys():
+            OmegaConf.update(node, key, choice[key])
         names.append("-".join(re.sub(r"[^\w.]", "_", str(value)) for value in choice.values()))
         ConfigStore.instance().store(group="cell", name=names[-1], node=node, package="_global_")
     return f"+cell={','.join(names)}"
