@@ -34,7 +34,7 @@ with one_sentence():
     from irattack.attack import Attack, perturbations
     from irattack.cell import Cell, device, prepare
     from irattack.data import photos
-    from irattack.losses import margin
+    from irattack.losses import margin, strongest_rival
     from irattack.models import zoo
     from irattack.models.network import networks
     from irattack.norms import Linf
@@ -55,12 +55,14 @@ def per_image(
     for image, change, label, sets in zip(x, delta, y, masks, strict=True):
         change = change.clone().requires_grad_()
         one, label = image[None], label[None]
-        many = label.expand(len(sets))
         loss = F.cross_entropy(model(one + change), label)
-        whole = margin(model(one + change), label)
-        without = margin(model(one + change * (1 - sets)), many)
-        alone = margin(model(one + change * sets), many)
-        empty = margin(model(one), label)
+        at_delta = model(one + change)
+        rival = strongest_rival(at_delta.detach(), label)
+        many = label.expand(len(sets)), rival.expand(len(sets))
+        whole = margin(at_delta, label, rival)
+        without = margin(model(one + change * (1 - sets)), *many)
+        alone = margin(model(one + change * sets), *many)
+        empty = margin(model(one), label, rival)
         interaction = (whole - without - alone + empty).mean()
         gradients.append(torch.autograd.grad(loss - lam * interaction, change)[0])
     return torch.stack(gradients)

@@ -37,8 +37,8 @@ class Speeds:
     forward: dict[str, float]
 
 
-def timed(cells: list[Cell], least: float = 1.0) -> Speeds:
-    """Times every network that the cells attack or evaluate; `least` seconds a batch."""
+def timed(cells: list[Cell], least: float) -> Speeds:
+    """Times every network that the cells attack or evaluate."""
     sources = dict.fromkeys(cell.cfg.source for cell in cells)
     targets = dict.fromkeys(target for cell in cells for target in cell.targets)
     one, speeds = cells[0], Speeds({}, {})
@@ -89,11 +89,11 @@ def cache_bytes(cell: Cell, ratio: float) -> float:
     return cell.cfg.images * len(cell.kept) * 3 * cell.cfg.benchmark.size**2 * ratio
 
 
-def estimate(tables: dict[str, Plan]) -> str:
-    """The table that is printed."""
+def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
+    """The table that is printed; every batch of a network is timed for `least` seconds."""
     cells = [cell for table in tables.values() for cell in table.cells]
     prepare(cells[0].cfg)
-    speeds, cfg = timed(cells), cells[0].cfg
+    speeds, cfg = timed(cells, least), cells[0].cfg
     ratio = cache_speed(cells[0], cells[0].root)["ratio"]
     lines, total = [], dict[str, tuple[float, float, float]]()
     extra_total = 0.0

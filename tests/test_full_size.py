@@ -1,0 +1,81 @@
+"""benchmark=imagenet from images to table at full size, with random weights."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from PIL import Image
+
+from irattack import pipeline, report, settings, steps, store
+from irattack.cell import Cell
+from irattack.data import photos
+from irattack.models import zoo
+
+NAMES = zoo.names("imagenet")
+SYNSETS = ("n01440764", "n02123045", "n15075141")
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module", autouse=True)
+def config() -> Iterator[None]:
+    settings.register_resolvers()
+    threads = torch.get_num_threads()
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three photographs of their own sizes, named as the paper's authors name theirs."""
+    images = tmp_path_factory.mktemp("images")
+    for synset, name in zip(SYNSETS, ("coffee", "chelsea", "rocket"), strict=True):
+        Image.fromarray(photos.photograph(name)).save(images / f"{synset}_0.png")
+    return images
+
+
+def cell(folder: Path, output: Path, *overrides: str) -> Cell:
+    given = [
+        *("benchmark=imagenet", "pretrained=false", "benchmark.sources=[]", f"output={output}"),
+        *(f"benchmark.data.folder={folder}", "images=2", "samples=1", "micro_batch=8"),
+    ]
+    cfg = compose("config", overrides=[*given, *overrides])
+    settings.check(cfg)
+    return Cell(cfg)
+
+
+def test_one_attack_on_every_target(folder: Path, tmp_path: Path) -> None:
+    targets = [name for name in NAMES if name != "resnet34"]
+    one = cell(folder, tmp_path, "attack=ir", f"targets=[{','.join(targets)}]", "steps=2")
+    assert pipeline.run(one) == []
+    images = pipeline.chosen_images(one)
+    assert images.pixels.shape == (2, 3, 224, 224)
+    assert {1000 > label >= 0 for label in images.labels} == {True}
+    ((path, part),) = one.shards(images)
+    first, second = steps.read_shard(path, part.pixels)
+    assert np.abs(first.astype(int) - part.pixels).max() == 2
+    assert np.abs(second.astype(int) - part.pixels).max() in (3, 4)
+    found = pipeline.rows(one)
+    assert list(found.target) == targets
+    for target in targets:
+        arrays = store.read_arrays(one.margins_path(target))
+        assert arrays["margins"].shape == (2, 2)
+        assert all(np.isfinite(values).all() for values in arrays.values())
+    assert "UNTRAINED NETWORKS" in report.caption([one])
+
+
+@pytest.mark.parametrize("source", NAMES)
+def test_every_source_is_attacked(source: str, folder: Path, tmp_path: Path) -> None:
+    skips = zoo.skips("imagenet", source)
+    known = all(skips) if isinstance(skips, list) else skips
+    attack = "sgmir" if known else "ir"
+    given = [f"attack={attack}", f"source={source}", "targets=[alexnet]", "steps=2", "images=1"]
+    one = cell(folder, tmp_path, *given)
+    assert pipeline.run(one) == []
+    (lengths,) = store.read_arrays(one.margins_path("alexnet"))["lengths"].T
+    assert 0 < lengths[0] <= 2 / 255 * 150528**0.5 * 1.001
+    assert lengths[1] > lengths[0]

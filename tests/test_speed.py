@@ -1,0 +1,96 @@
+"""Bench and estimate: the straightforward way is the same attack, and passes are counted right."""
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from irattack import bench, estimate, reproduce, settings, speed
+from irattack.attack import Attack
+from irattack.cell import Cell
+from irattack.models import zoo
+from irattack.norms import Linf
+from irattack.objective import gradient, to_pixels
+from irattack.pieces import Interaction
+from irattack.randomness import Draws
+
+
+@pytest.fixture(autouse=True)
+def resolvers() -> Iterator[None]:
+    settings.register_resolvers()
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+    GlobalHydra.instance().clear()
+
+
+def test_the_straightforward_way_has_the_same_gradient(smooth: nn.Module, images: Tensor) -> None:
+    """Bench compares two ways to the same number."""
+    term = Interaction(lam=1.5, samples=4, cells=3, grid=4)
+    y, ids = smooth(images).argmax(dim=1), [f"image-{i}" for i in range(9)]
+    delta = 0.1 * torch.randn(images.shape, dtype=torch.float64)
+    attack = Attack(Linf(0.1, 0.01), 1, interaction=term)
+    terms = attack.terms(delta, ids, 1, Draws(0))
+    ours = gradient(smooth, images, delta, y, terms, micro_batch=7)
+    sets = Draws(0).subsets(ids, 1, 4, 3, 4)
+    masks = to_pixels(sets, 16, 16)[:, :, None].double()
+    theirs = bench.per_image(smooth, images, delta, y, masks, 1.5)
+    torch.testing.assert_close(theirs, ours, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("name", "count"),
+    [
+        *(("pgd", 1), ("mi", 1), ("sgm", 1), ("vr", 8), ("ir", 17), ("ironly", 17)),
+        *(("vrir", 8 + 17), ("hybridir", 8 + 17), ("maskaug", 16), ("di", 1)),
+    ],
+)
+def test_probes_of_a_step(name: str, count: int) -> None:
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        cell = Cell(compose("config", overrides=[f"attack={name}"]))
+    assert speed.probes(instantiate(cell.steps_facts["attack"])) == count
+
+
+def test_bench_writes_what_it_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    path = tmp_path / "bench.json"
+    options = ["networks.imagenet=[]", "networks.photos=[alexnet]", "rounds=1", "seconds=0.05"]
+    options += [f"output={path}", "images.photos=4", "batches=[16]", "threads=1"]
+    monkeypatch.setattr(sys, "argv", ["bench", *options])
+    bench.main()
+    found = json.loads(path.read_text())
+    network = found["networks"]["photos/alexnet"]
+    assert network["probes_per_step"] == 17
+    for fact in ("fraction_of_limit", "speedup_vs_per_image"):
+        low, high = network[f"{fact}_range"]
+        assert 0 < low <= network[fact] <= high
+    ratio = network["image_steps_per_s"] / network["limit_image_steps_per_s"]
+    assert network["fraction_of_limit"] == pytest.approx(ratio, rel=1e-2)
+    assert found["precision"] == "fp32"
+    assert 0 < found["cache"]["ratio"] < 1
+    out = capsys.readouterr().out
+    assert "photos/alexnet" in out
+    assert found["device"] in out
+
+
+def test_estimate_counts_passes_and_bytes() -> None:
+    """Hours are passes over rates; a cell that two tables share counts once together."""
+    given = ["images=10", "source=resnet34", "norm=linf", "attack=ir", "threads=1"]
+    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+        tables = {name: reproduce.plan(name, given) for name in ("table1", "table2")}
+    (cell,) = tables["table1"].cells
+    rates = estimate.Speeds({"resnet34": 100.0}, dict.fromkeys(cell.targets, 50.0))
+    assert estimate.attack_seconds(cell, rates) == pytest.approx(10 * 20 * 17 / 100)
+    assert estimate.evaluation_seconds(cell, rates) == pytest.approx(10 * 20 * 7 / 50)
+    assert estimate.cache_bytes(cell, 0.5) == 10 * 20 * 3 * 32 * 32 / 2
+    printed = estimate.estimate({"table1": tables["table1"], "again": tables["table1"]}, 0.01)
+    lines = {line.split()[0]: line.split() for line in printed.splitlines() if line}
+    assert lines["table1"][1:] == lines["again"][1:] == lines["together"][1:]
