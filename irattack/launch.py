@@ -49,7 +49,14 @@ def in_worker() -> bool:
 
 
 class Prepare(Callback):
-    """Makes Slurm's launcher ready before a multirun."""
+    """Makes Slurm's launcher ready before a multirun.
+
+    Args:
+        every_s: at most so many seconds between two looks at Slurm's queue.
+    """
+
+    def __init__(self, every_s: float = 15):
+        self.every_s = every_s
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
@@ -64,7 +71,7 @@ class Prepare(Callback):
 
         from irattack.slurm import QueueWatcher
 
-        SlurmJob.watcher = QueueWatcher(delay_s=15)
+        SlurmJob.watcher = QueueWatcher(self.every_s)
 
 
 @contextlib.contextmanager
@@ -84,10 +91,13 @@ def failures() -> Iterator[None]:
     except OURS:
         raise
     except Exception as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip(" -\n")]
-        kind = type(error).__name__
+        text, kind = str(error), type(error).__name__
+        lines = [line.strip() for line in text.splitlines() if line.strip(" -\n")]
+        if lost := re.match(r"Job (\S+) .*\bhas not produced any output", text, re.DOTALL):
+            what = f"Slurm's job {lost[1]} was cancelled or killed"
+        else:
+            what = f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''})"
         raise InputError(
-            f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''}); the work of "
-            "the others is kept and the logs are in outputs/<benchmark>/log; run the same command "
-            "to continue."
+            f"{what}; the work of the others is kept and the logs are in outputs/<benchmark>/log; "
+            "run the same command to continue."
         ) from error

@@ -161,7 +161,7 @@ class Slurm:
             with contextlib.suppress(OSError):
                 if lines <= set(path.read_bytes().split(b"\0")):
                     found.append(int(path.parent.name))
-        return found
+        return [pid for pid in found if pid != os.getpid()]
 
     def kill_node(self, node: str) -> None:
         """What a power cut does: the node's daemon and all its processes are gone at once."""
