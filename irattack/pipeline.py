@@ -25,6 +25,7 @@ from irattack.cell import PRECISIONS, Cell, device, plain, prepare, to_device
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.losses import margin
+from irattack.models import zoo
 from irattack.models.network import resized
 from irattack.norms import Norm
 from irattack.randomness import Draws
@@ -62,12 +63,28 @@ def chosen_images(cell: Cell) -> Images:
             f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
             "delete the manifest to choose anew."
         )
+    check_classes(cell, [cell.cfg.source, *cell.targets], found.ids, found.labels)
     return found
+
+
+def check_classes(
+    cell: Cell, models: Sequence[str], ids: Sequence[str], labels: np.ndarray
+) -> None:
+    """Raises InputError if a model does not know the class of an image."""
+    for name in models:
+        beyond = np.flatnonzero(labels >= zoo.classes(cell.cfg.benchmark.name, name))
+        if len(beyond):
+            some = ", ".join(ids[i] for i in beyond[:3])
+            raise InputError(
+                f"{name}: does not know the classes of {len(beyond)} of {len(ids)} images "
+                f"({some}…); use a network for all classes of benchmark={cell.cfg.benchmark.name}."
+            )
 
 
 def choose(cell: Cell, candidates: Candidates) -> dict[str, Any]:
     """The manifest of the first images, in an order drawn from the seed, that all sources know."""
     cfg = cell.cfg
+    check_classes(cell, list(cfg.benchmark.sources), candidates.ids, candidates.labels)
     models = [cell.build(name, "judge") for name in cfg.benchmark.sources]
     order = sorted(range(len(candidates)), key=lambda i: store.key([cfg.seed, candidates.ids[i]]))
     images: list[dict[str, Any]] = []

@@ -175,11 +175,13 @@ def caption(cells: Sequence[Cell]) -> str:
         return " and ".join(sorted(found))
 
     split = f" ({cfg.benchmark.data.split} crops)" if "split" in cfg.benchmark.data else ""
+    used = dict.fromkeys(cell.cfg.precision for cell in cells)
+    precision = " and ".join(PRECISIONS[name] for name in used)
     untrained = "" if cfg.pretrained else "UNTRAINED NETWORKS, "
     return (
         f"{untrained}benchmark={cfg.benchmark.name}{split}, "
         f"protocol={values(cells, 'protocol.name')}, n={records[0]['n']} images, {settings}; "
-        f"{PRECISIONS[cfg.precision]}, {made('device')}, torch {made('torch')}, commit "
+        f"{precision}, {made('device')}, torch {made('torch')}, commit "
         f"{made('commit')}. start=auto is zero with an interaction term and random without. "
         "Success is measured at every step and the step chosen by leave-one-out (Appendix M); "
         "intervals of gains are over images, paired. The paper's numbers are of ImageNet."

@@ -147,3 +147,74 @@ def test_paper_numbers_are_read_from_the_right_cells() -> None:
     assert rates["alexnet", "pgd", "l2", "inception_v3"] == 53.5
     third = report.paper_rates(3).set_index(report.CELL)["paper_percent"]
     assert third["densenet121", "hybridir", "linf", "densenet201"] == 99.1
+
+
+def test_out_of_memory_halves_the_micro_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The shard starts again, says so, and records the micro-batch that it was made with."""
+    real, tried = pipeline.perturbations, []
+
+    def limited(*arguments):  # type: ignore[no-untyped-def]
+        tried.append(arguments[-1])
+        steps_ = real(*arguments)
+        yield next(steps_)
+        if arguments[-1] > 64:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        yield from steps_
+
+    monkeypatch.setattr(pipeline, "perturbations", limited)
+    one = cell(tmp_path, "attack=ir", "source=alexnet")
+    assert pipeline.run(one) == []
+    assert tried == [256, 128, 64, 64]  # two shards
+    assert "starts again with micro_batch=64" in caplog.messages[-1]
+    card = store.read_json(one.steps_path / "0000.json")
+    assert card is not None
+    assert card["made_with"]["micro_batch"] == 64
+    monkeypatch.setattr(pipeline, "perturbations", real)
+    other = cell(tmp_path / "other", "attack=ir", "source=alexnet", "micro_batch=64")
+    pipeline.run(other)
+    found, expected = (store.read_arrays(c.margins_path("vgg16"))["margins"] for c in (one, other))
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_images_of_a_manifest_are_attacked(tmp_path: Path) -> None:
+    first = cell(tmp_path, "attack=pgd", "source=alexnet", "seed=3")
+    images = pipeline.chosen_images(first)
+    again = cell(tmp_path / "other", f"manifest={first.images_path}", "source=alexnet")
+    assert pipeline.chosen_images(again).ids == images.ids
+    assert again.key != cell(tmp_path, "source=alexnet").key
+    pipeline.run(again)
+    assert not (tmp_path / "other/photos/images").exists()
+
+
+def test_a_class_that_a_model_does_not_know(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(zoo, "classes", lambda _, name: 3 if name == "vgg16" else 16)
+    match = r"vgg16: does not know the classes of \d+ of \d+ images \(test-"
+    with pytest.raises(InputError, match=match):
+        pipeline.chosen_images(cell(tmp_path))
+    with pytest.raises(InputError, match=match):
+        pipeline.chosen_images(cell(tmp_path, "benchmark.sources=[alexnet]"))
+
+
+def test_images_are_resized_once_for_all_targets_of_a_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Margins do not depend on which targets are measured together."""
+    calls = []
+    real = pipeline.resized
+
+    def counted(x: torch.Tensor, size: int) -> torch.Tensor:
+        calls.append(size)
+        return real(x, size)
+
+    monkeypatch.setattr(pipeline, "resized", counted)
+    both = cell(tmp_path, "attack=mi", "source=alexnet", "targets=[resnet34,vgg16]", "images=8")
+    pipeline.run(both)
+    assert calls == [32] * 4  # the clean images and three steps
+    alone = cell(tmp_path / "alone", "attack=mi", "source=alexnet", "images=8")
+    pipeline.run(alone)
+    found, expected = (store.read_arrays(c.margins_path("vgg16"))["margins"] for c in (both, alone))
+    np.testing.assert_array_equal(found, expected)

@@ -93,6 +93,14 @@ def identity(
     return found | {"sha256": weights(benchmark, name, weights_dir)[1]}
 
 
+def classes(benchmark: str, name: str) -> int:
+    """How many classes a model knows; its members, for an ensemble."""
+    facts = card(benchmark, name)
+    if "members" in facts:
+        return min(classes(benchmark, member) for member in facts["members"])
+    return facts["classes"]
+
+
 def skips(benchmark: str, name: str) -> Any:
     """What SGM knows of a model's skip connections, those of its members for an ensemble."""
     facts = card(benchmark, name)
