@@ -1,5 +1,6 @@
 """A cell: one configuration, what decides its numbers, and where its work lies on disk."""
 
+import contextlib
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -93,13 +94,15 @@ class Cell:
 
         cfg = self.cfg
         network = zoo.build(cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir)
-        fold(network, keep_branches=role == "source" and self.uses_skips)
+        network = network.to(memory_format=torch.channels_last).to(device(cfg))
+        with without_tf32():
+            fold(network, keep_branches=role == "source" and self.uses_skips)
         if cfg.precision == "bf16" and role != "judge":
             in_bfloat16(network)
         if cfg.compile and role == "source" and not self.uses_skips:
             for part in networks(network):
                 part.body.compile()
-        return network.to(memory_format=torch.channels_last).to(device(cfg))
+        return network.to(memory_format=torch.channels_last)
 
     @property
     def targets(self) -> list[str]:
@@ -173,6 +176,15 @@ def set_tf32(allowed: bool) -> None:
     """Whether CUDA may round the factors of a product to TF32; cuDNN does unless it is told."""
     torch.backends.cuda.matmul.allow_tf32 = allowed
     torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 in full, whatever the precision of the run."""
+    before = torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    yield
+    set_tf32(before)
 
 
 def device(cfg: DictConfig) -> torch.device:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from irattack import evaluation, steps, store
 from irattack.attack import Attack, perturbations
-from irattack.cell import PRECISIONS, Cell, device, plain, prepare, to_device
+from irattack.cell import PRECISIONS, Cell, device, plain, prepare, to_device, without_tf32
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.losses import margin
@@ -46,7 +46,8 @@ def chosen_images(cell: Cell) -> Images:
     """
     candidates: Candidates = instantiate(cell.cfg.benchmark.data)
     if store.read_json(cell.images_path) is None:
-        store.write_json_once(cell.images_path, choose(cell, candidates))
+        with without_tf32():
+            store.write_json_once(cell.images_path, choose(cell, candidates))
     manifest = store.read_json(cell.images_path)
     assert manifest is not None
     listed = manifest["images"]
