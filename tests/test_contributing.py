@@ -7,6 +7,10 @@ import subprocess
 import sys
 from pathlib import Path
 
+from omegaconf import OmegaConf
+
+from irattack.models import zoo
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -15,9 +19,17 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
     for folder in ("irattack", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     files = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", text, re.S)
-    assert [name for _, name in files] == ["scaling.py", "conf/attack/si.yaml"]
+    assert [name for _, name in files] == [
+        *("scaling.py", "conf/attack/si.yaml", "conf/model/imagenet/mine.yaml")
+    ]
     for content, name in files:
         (tmp_path / name).write_text(content)
+    mine = OmegaConf.load(tmp_path / files[-1][1])
+    known = (
+        zoo.card("imagenet", "resnet34").keys() | zoo.card("imagenet", "inception_v3_ens3").keys()
+    )
+    assert mine.keys() <= known
+    assert mine.skip == {"branches": r"layer\d+\.\d+\.bn2$", "gamma": 0.2}
     (command,) = re.findall(r"```sh\npython (.*?)\n```", text, re.S)
     for extra in ([], ["+piece=[ir]"]):
         done = subprocess.run(
