@@ -150,6 +150,8 @@ class Plan:
 def plan(name: str, overrides: list[str]) -> Plan:
     """What a table or figure consists of. Hydra must be initialised."""
     definition = load_definition(name)
+    if definition.get("benchmark", benchmark(overrides)) != benchmark(overrides):
+        raise InputError(f"{name}: is of benchmark={definition['benchmark']} alone.")
     kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
     called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
     legs = [
@@ -167,10 +169,21 @@ def plan(name: str, overrides: list[str]) -> Plan:
     return Plan(called, definition, chosen, overrides)
 
 
+def benchmark(overrides: list[str]) -> str:
+    """The benchmark that the overrides choose."""
+    chosen = [text.split("=")[1] for text in overrides if text.startswith("benchmark=")]
+    return [*OmegaConf.load(CONF / "config.yaml").defaults[0].values(), *chosen][-1]
+
+
 def plans(overrides: list[str]) -> dict[str, Plan]:
-    """Every table and figure with these overrides, by name."""
+    """Every table and figure of a benchmark with these overrides, by name."""
+    wanted = [
+        name
+        for name in sorted(definitions())
+        if load_definition(name).get("benchmark", benchmark(overrides)) == benchmark(overrides)
+    ]
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return {name: plan(name, overrides) for name in sorted(definitions())}
+        return {name: plan(name, overrides) for name in wanted}
 
 
 def reproduce(name: str, overrides: list[str], launcher: list[str], aggregate: bool) -> str:

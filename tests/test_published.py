@@ -1,6 +1,7 @@
 """The published networks: right files, right facts, and nothing but tensors is ever loaded."""
 
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -184,3 +185,21 @@ def test_precision_and_weights_are_in_the_key(tmp_path: Path) -> None:
     keys = [key(), *(key(change) for change in changes)]
     assert len(set(keys)) == len(keys)
     assert key("weights_dir=null", "cache.steps=none", "shard=1/3") == keys[0]
+
+
+@pytest.mark.parametrize("name", ["resnet34", "resnet152", "densenet121", "densenet201"])
+def test_the_authors_rule_knows_the_modules_of_full_size(name: str) -> None:
+    """The ReLUs that the authors' hooks reach in torchvision's network of the same name."""
+    facts = zoo.skips("imagenet", name)
+    body = zoo.build("imagenet", name, pretrained=False).body
+    found = {n for n, _ in body.named_modules() if re.match(facts["relus"], n)}
+    layers = {"resnet34": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}.get(name)
+    if layers:  # two or three ReLUs a block and the stem's; blocks 0, 10, 20, 30 are left out, as
+        each = 2 if name == "resnet34" else 3  # the authors' "0.relu" is in "layer3.10.relu" too
+        assert len(found) == 1 + each * sum(count - -(-count // 10) for count in layers)
+        blocks = {n for n, _ in body.named_modules() if re.match(facts["blocks"], n)}
+        assert len(blocks) == sum(layers)
+    else:  # the stem's and two in each dense layer, none in a transition
+        dense = {"densenet121": (6, 12, 24, 16), "densenet201": (6, 12, 48, 32)}[name]
+        assert len(found) == 1 + 2 * sum(dense)
+        assert not any("transition" in n for n in found)
