@@ -116,10 +116,11 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
     where = device(cfg)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
     rates = [[network, speeds.probe.get(network), rate] for network, rate in speeds.forward.items()]
+    columns = ["network", "forward and back /s", "forward /s"]
     return (
         f"benchmark={cfg.benchmark.name}, n={cfg.images} images, {cfg.steps} steps, "
         f"{PRECISIONS[cfg.precision]}, {name}, {cfg.threads} threads\n\n"
-        f"{tabulate(rates, ['network', 'forward and back /s', 'forward /s'], floatfmt='.1f', missingval='–')}\n\n"
+        f"{tabulate(rates, columns, floatfmt='.1f', missingval='–')}\n\n"
         f"{tabulate(lines, heads, floatfmt='.2f')}\n\n"
         f"A step cache of {100 * ratio:.0f} % of raw frames; cache.steps=none needs no disk. Not "
         "counted: loading, and the Hessians of fig4. A cell in several tables counts once in "

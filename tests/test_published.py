@@ -18,7 +18,7 @@ from irattack import settings
 from irattack.cell import Cell
 from irattack.errors import InputError
 from irattack.models import published, zoo
-from irattack.models.network import Network
+from irattack.models.network import Network, networks
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)
@@ -191,7 +191,8 @@ def test_precision_and_weights_are_in_the_key(tmp_path: Path) -> None:
 def test_the_authors_rule_knows_the_modules_of_full_size(name: str) -> None:
     """The ReLUs that the authors' hooks reach in torchvision's network of the same name."""
     facts = zoo.skips("imagenet", name)
-    body = zoo.build("imagenet", name, pretrained=False).body
+    (network,) = networks(zoo.build("imagenet", name, pretrained=False))
+    body = network.body
     found = {n for n, _ in body.named_modules() if re.match(facts["relus"], n)}
     layers = {"resnet34": (3, 4, 6, 3), "resnet152": (3, 8, 36, 3)}.get(name)
     if layers:  # two or three ReLUs a block and the stem's; blocks 0, 10, 20, 30 are left out, as
