@@ -316,7 +316,11 @@ def measure_shards(cell: Cell, images: Images, targets: Sequence[str]) -> None:
             found, made = worker.retry(work)
             for target in missing:
                 store.write_arrays(paths[target], **found[target])
-                store.keep(paths[target], facts[target], attacked_with=made)
+                try:
+                    store.keep(paths[target], facts[target], attacked_with=made)
+                except FileNotFoundError:  # another process was faster, and has merged all
+                    if not is_measured(cell, target):
+                        raise
 
 
 def part_facts(cell: Cell, target: str, part: Images) -> dict[str, Any]:

@@ -5,12 +5,14 @@ cells are composed once too; `output` is relative, and a process works in the fo
 """
 
 import contextlib
+import json
 import multiprocessing
 import os
 import re
 import signal
 import sys
 import time
+from collections import Counter
 from collections.abc import Callable
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -77,14 +79,18 @@ def replace(stack: contextlib.ExitStack, where: Any, name: str, value: Any) -> N
 
 
 class Ticks:
-    """Counts what a process does: files that change, steps of an attack, batches of a network."""
+    """Counts what a process does: files that change, steps of an attack, batches of a network.
 
-    def __init__(self, last: int | None):
-        self.count, self.last = 0, last
+    At the n-th thing of a stage, if one is named, the process kills itself.
+    """
+
+    def __init__(self, last: tuple[str, int] | None):
+        self.counts: Counter[str] = Counter()
+        self.last = last
 
     def __call__(self, stage: str) -> None:
-        self.count += 1
-        if self.count == self.last:
+        self.counts[stage] += 1
+        if (stage, self.counts[stage]) == self.last:
             os.write(2, f"killed while {stage}\n".encode())
             os.kill(os.getpid(), signal.SIGKILL)
 
@@ -114,7 +120,7 @@ class Ticks:
         pipeline.margin, pipeline.to_frame = margin, to_frame  # type: ignore[assignment]
 
 
-def child(folder: Path, log: Path, kill_at: int | None, work: Callable, arguments: tuple) -> None:
+def child(folder: Path, log: Path, kill_at: Any, work: Callable, arguments: tuple) -> None:
     """What a process does: works in the folder, and writes to the log all it prints."""
     file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(file, 1)
@@ -125,7 +131,7 @@ def child(folder: Path, log: Path, kill_at: int | None, work: Callable, argument
     print("started", flush=True)
     with one_sentence():
         print(work(*arguments))
-    print(f"ticks: {ticks.count}", flush=True)
+    print(f"ticks: {json.dumps(ticks.counts)}", flush=True)
 
 
 def command(*words: str) -> str:
@@ -141,7 +147,11 @@ class Process:
     number = 0
 
     def __init__(
-        self, folder: Path, *arguments: Any, work: Callable = make, kill_at: int | None = None
+        self,
+        folder: Path,
+        *arguments: Any,
+        work: Callable = make,
+        kill_at: tuple[str, int] | None = None,
     ):
         folder.mkdir(parents=True, exist_ok=True)
         Process.number += 1

@@ -1,7 +1,6 @@
 """No work is lost and no damaged work is used, whatever happens to processes, files and disks."""
 
 import json
-import os
 import random
 import re
 import shutil
@@ -16,8 +15,7 @@ import numpy as np
 import pytest
 from forked import Process
 
-from irattack import analysis, pipeline, reproduce, status, steps, store
-from irattack.cell import Cell
+from irattack import analysis, pipeline, status, steps, store
 from irattack.data import photos
 from irattack.data.images import Candidates
 from irattack.errors import InputError
@@ -87,17 +85,18 @@ def table_lost(folder: Path) -> None:
 
 
 def test_killed_at_random_moments(done: Path, tmp_path: Path) -> None:
-    """Each process is killed while it does the n-th thing; the next one continues."""
+    """Each process is killed at the n-th thing of some stage; the next one continues."""
     draw = random.Random(0)
     status_, printed = Process(tmp_path / "counted").end()
     assert status_ == 0
-    total = int(printed.split("ticks: ")[1])
-    assert total > 100
+    counts = json.loads(printed.split("ticks: ")[1])
+    assert set(counts) == {"choosing", "attacking", "shards", "evaluating", "merging", "table"}
+    assert min(counts.values()) >= 8
     stages: Counter[str] = Counter()
     folder, number = tmp_path / "0", 0
     while stages.total() < KILLS:
-        process = Process(folder, kill_at=draw.randint(1, total // 2))
-        status_, printed = process.end()
+        stage = draw.choice(list(counts))
+        status_, printed = Process(folder, kill_at=(stage, draw.randint(1, counts[stage]))).end()
         if found := re.search("killed while (.*)", printed):
             assert status_ == -9
             stages[found[1]] += 1
@@ -109,8 +108,7 @@ def test_killed_at_random_moments(done: Path, tmp_path: Path) -> None:
     status_, printed = Process(folder).end()
     assert status_ == 0, printed
     assert tables(folder) == tables(done)
-    stages_of_all = {"choosing", "attacking", "shards", "evaluating", "merging", "table"}
-    assert set(stages) == stages_of_all
+    assert set(stages) == set(counts)
     assert number > 0
 
 
@@ -328,12 +326,11 @@ def test_a_full_disk_and_a_read_only_one_for_the_command(
         assert "the file system is read-only" in sentence(printed)
     again("size=64m", "rw")
     (folder / "filled").write_bytes(bytes(100_000))
-    with (folder / "filled").open("ab") as file:
+    with (folder / "filled").open("ab", buffering=0) as file:
         again(f"size={sum(p.stat().st_blocks for p in folder.rglob('*')) // 2 + 4}k")
         for _ in range(100):
             try:
                 file.write(bytes(1024))
-                file.flush()
             except OSError:
                 break
     status_, printed = Process(folder, work=forked.command).end()
@@ -471,7 +468,7 @@ def test_cleaning_removes_what_no_table_needs(
     (outputs / f"steps/.x.{'1' * 32}").symlink_to(outside / f".x.{'0' * 32}")
     (outputs / "results" / cell.label / "inside").symlink_to(outside)
     printed = status.clean(forked.plans())
-    assert "Removed 10 of " in printed, printed
+    assert "Removed 9 of " in printed, printed
     assert files(folder) == needed
     assert files(outside) == elsewhere
     assert not (outputs / "steps/to-a-folder").is_symlink()
@@ -515,10 +512,10 @@ def change(path: Path, **changes: Any) -> None:
 
 
 MADE = {"device": "cpu", "torch": "2", "commit": "x"}
+KEPT: list[Any] = ["abc", None, 3, [], ["0"], [0, 1, 10**30], [2, 1, 0], [0, 1, 2, 2], [[0]]]
 CARDS: dict[str, list[Card]] = {
     "steps/*/0000.json": [
-        *({"kept": value} for value in ("abc", None, 3, [], ["0"], [0, 1, 10**30], [2, 1, 0])),
-        *({"kept": value} for value in ([0, 1, 2, 2], [[0]], [0.0, 1.0, 2.0], "LEFT OUT")),
+        *({"kept": value} for value in [*KEPT, [0.0, 1.0, 2.0], "LEFT OUT"]),
         {"made_with": 3},
         {"made_with": {"device": 3}},
         {"made_with": MADE | {"below_tau": "x"}},
@@ -549,15 +546,17 @@ def test_forged_cards(
     images = pipeline.chosen_images(cell)
     shard, part = next(cell.shards(images))
     worker = pipeline.Worker(cell)
+    worker.attacked = lambda *_: (1 // 0 for _ in "x")  # type: ignore
     before, outside = path.read_text(), files(folder.parents[1])
 
     def is_used() -> bool:
         caplog.clear()
         if path.name == "vgg16.json":
             return pipeline.is_measured(cell, "vgg16")
-        worker.attacked = lambda *_: iter([])  # type: ignore[method-assign]
-        frames, _ = worker.frames(shard, part, range(3), all_steps=True)
-        return bool(next(frames, np.zeros(0)).size)
+        try:
+            return bool(next(worker.frames(shard, part, range(3), all_steps=True)[0]).size)
+        except ZeroDivisionError:
+            return False
 
     assert is_used()
     for changes in CARDS[pattern]:
@@ -612,11 +611,16 @@ LISTS: list[Any] = [
 
 
 def test_forged_manifests(
-    done: Path, at: Callable, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    done: Path,
+    at: Callable,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = at(done)
     own, given = one(folder, "images/*.json"), tmp_path / "given.json"
     whole = own.read_text()
+    monkeypatch.setattr(pipeline, "choose", lambda *_: json.loads(whole))  # takes long
     cell = forked.PLAN.cells[0]
     outside = files(tmp_path) | {"given.json"}
     for images in LISTS:
