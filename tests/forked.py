@@ -187,7 +187,7 @@ class Process:
 
 def serve() -> None:
     """Starts the fork server with this module in it."""
-    os.environ["PYTHONPATH"] = f"{ROOT}:{Path(__file__).parent}"
+    os.environ["PYTHONPATH"] = str(ROOT)
     multiprocessing.get_context("forkserver").set_forkserver_preload([__name__])
 
 
