@@ -49,10 +49,11 @@ def plans(*overrides: str) -> dict[str, reproduce.Plan]:
 PLAN = plans()["table1"]
 
 
-def plan(changes: Changes, only: int | None = None) -> reproduce.Plan:
-    """The plan with other settings, or of one cell alone."""
+def plan(changes: Changes, only: int | slice | None = None) -> reproduce.Plan:
+    """The plan with other settings, or of some cells alone."""
     chosen = []
-    for cell, choice in PLAN.chosen if only is None else [PLAN.chosen[only]]:
+    some = slice(only, only + 1) if isinstance(only, int) else only or slice(None)
+    for cell, choice in PLAN.chosen[some]:
         cfg = cell.cfg.copy()
         for name, value in changes.items():
             OmegaConf.update(cfg, name, value, force_add=True)
@@ -63,7 +64,9 @@ def plan(changes: Changes, only: int | None = None) -> reproduce.Plan:
     return reproduce.Plan(PLAN.called, PLAN.definition, chosen, [])
 
 
-def make(changes: Changes | None = None, only: int | None = None, aggregate: bool = False) -> str:
+def make(
+    changes: Changes | None = None, only: int | slice | None = None, aggregate: bool = False
+) -> str:
     """Makes the table in the current folder, without Hydra between the table and its cells."""
     table = plan(changes or {}, only)
     with contextlib.ExitStack() as stack:
