@@ -72,7 +72,7 @@ def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
 
     prepare(cfg)
     path = cell.root / "interactions" / cell.label / name
-    return store.remembered(path, facts, compute)["contributions"]
+    return store.remembered(path, facts | pipeline.pixels(cell), compute)["contributions"]
 
 
 def average_interaction(cell: Cell, length: float | None = None) -> np.ndarray:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from irattack import store
 from irattack.data.images import Images
+from irattack.errors import unknown
 from irattack.models import zoo
 from irattack.models.network import in_bfloat16, networks
 
@@ -159,7 +160,10 @@ def file_name(text: str) -> str:
 
 def attack_name(name: str, pieces: Iterable[str]) -> str:
     """The name of an attack: its yaml's, and the pieces that the command line adds to it."""
-    defaults = OmegaConf.load(zoo.CONF / "attack" / f"{name}.yaml").defaults
+    known = {path.stem: path for path in (zoo.CONF / "attack").glob("*.yaml")}
+    if name not in known:
+        raise unknown("attack.name", name, sorted(known))
+    defaults = OmegaConf.load(known[name]).defaults
     own = [entry["/piece"] for entry in defaults if "/piece" in entry]
     added = sorted(set(pieces) - {piece for listed in own for piece in listed})
     return "+".join(added if name == "pgd" and added else [name, *added])

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import sys
@@ -30,6 +31,8 @@ STORAGE = {
     errno.ENOTDIR: "a part of the path is a file, not a folder",
     errno.ENOENT: "the folder is not there and cannot be made",
     errno.EEXIST: "a file is in the way",
+    errno.EISDIR: "a folder is in the way",
+    errno.ENAMETOOLONG: "the name is too long",
 }
 GROUPS = ("attack", "norm", "benchmark", "protocol", "piece")
 
@@ -100,6 +103,7 @@ def _unknown_setting(name: str) -> str:
 def tidy_arguments() -> None:
     """Lets flags stand anywhere, `--cfg job` show resolved values, and errors be ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] != "-")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

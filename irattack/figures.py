@@ -355,7 +355,7 @@ def hessian_of(cell: Cell, definition: Definition) -> dict[str, np.ndarray]:
 
     prepare(cfg)
     path = cell.root / "interactions" / "hessian" / f"{cfg.source}-{store.key(facts)}.safetensors"
-    return store.remembered(path, facts, compute)
+    return store.remembered(path, facts | pipeline.pixels(cell), compute)
 
 
 def fig4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:

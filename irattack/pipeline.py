@@ -6,9 +6,11 @@ margins are kept until those of all shards can be merged; so any number of proce
 cell, and each may be killed at any time.
 """
 
+import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -45,23 +47,21 @@ def chosen_images(cell: Cell) -> Images:
     Chosen by seed and written to a manifest of names and hashes, which is read from then on.
     """
     candidates: Candidates = instantiate(cell.cfg.benchmark.data)
-    if store.read_json(cell.images_path) is None:
-        with without_tf32():
-            store.write_json_once(cell.images_path, choose(cell, candidates))
-    manifest = store.read_json(cell.images_path)
-    assert manifest is not None
-    listed = manifest["images"]
+    wanted = listed(cell) or chosen_anew(cell, candidates)
     rows = {name: row for row, name in enumerate(candidates.ids)}
-    changed = [image["id"] for image in listed if image["id"] not in rows]
+    changed = [image["id"] for image in wanted if image["id"] not in rows]
     if not changed:
-        found = candidates.take([rows[image["id"]] for image in listed])
+        found = candidates.take([rows[image["id"]] for image in wanted])
         changed = [
-            image["id"] for i, image in enumerate(listed) if found.digest(i) != image["sha256"]
+            image["id"]
+            for i, image in enumerate(wanted)
+            if (found.digest(i), found.labels[i]) != (image["sha256"], image["label"])
         ]
     if changed:
+        named = ", ".join(ascii(name)[1:-1][:80] for name in changed[:3])
         raise InputError(
-            f"{cell.images_path}: {len(changed)} of {len(listed)} images are missing or have "
-            f"changed since they were chosen ({', '.join(changed[:3])}…); restore them, or "
+            f"{cell.images_path}: {len(changed)} of {len(wanted)} images are missing or have "
+            f"changed since they were chosen ({named}…); restore them, or "
             "delete the manifest to choose anew."
         )
     check_classes(cell, [cell.cfg.source, *cell.targets], found.ids, found.labels)
@@ -80,6 +80,50 @@ def check_classes(
                 f"{name}: does not know the classes of {len(beyond)} of {len(ids)} images "
                 f"({some}…); use a network for all classes of benchmark={cell.cfg.benchmark.name}."
             )
+
+
+def listed(cell: Cell) -> list[dict[str, Any]] | None:
+    """The images in the manifest of this cell; None if it has to be written.
+
+    Raises:
+        InputError: the user's own manifest lists no images.
+    """
+    path, given = cell.images_path, cell.cfg.manifest is not None
+    manifest = store.read_json(path) or {}
+    images = manifest["images"] if lists_images(manifest.get("images")) else []
+    if given and not images:
+        raise InputError(
+            f"manifest={path}: is no list of images, each with a name of its own, a label and a "
+            "SHA-256; give a file such as outputs/photos/images/*.json, or leave it out."
+        )
+    facts = json.loads(json.dumps(cell.images_facts))
+    if given or (manifest.get("facts") == facts and len(images) == facts["count"]):
+        return images
+    if path.exists():
+        log.warning("%s is damaged, or of another configuration; images are chosen anew.", path)
+    return None
+
+
+def lists_images(images: Any) -> bool:
+    """Whether this is a list of images as `choose` writes it, each once."""
+    kinds = {"id": str, "label": int, "sha256": str}
+    return (
+        isinstance(images, list)
+        and all(isinstance(image, dict) for image in images)
+        and all(type(image.get(name)) is kinds[name] for image in images for name in kinds)
+        and len({image["id"] for image in images}) == len(images)
+    )
+
+
+def chosen_anew(cell: Cell, candidates: Candidates) -> list[dict[str, Any]]:
+    """Chooses the images and writes the manifest; another process may be the first to finish."""
+    with without_tf32():
+        manifest = choose(cell, candidates)
+    store.write_json_once(cell.images_path, manifest)
+    found = listed(cell)
+    if found is None:  # it was there, and cannot be used
+        store.write_json(cell.images_path, manifest)
+    return found or manifest["images"]
 
 
 def choose(cell: Cell, candidates: Candidates) -> dict[str, Any]:
@@ -151,10 +195,14 @@ class Worker:
         """
         cell = self.cell
         facts = shard_facts(cell, part)
-        card = store.kept(path, facts)
+        card = store.kept(
+            path,
+            facts,
+            lambda card: steps.says_steps(card, cell.recorded) and is_made(card.get("made_with")),
+        )
         wanted = range(cell.recorded) if all_steps else keep
         if card is not None and steps.has_steps(card, wanted):
-            return steps.read_shard(path, part.pixels), card["made_with"]
+            return steps.read_shard(path, part.pixels, len(card["kept"])), card["made_with"]
         keep = sorted({*keep, *card["kept"]} if card is not None else keep)
         made = made_with(cell.cfg) | {"micro_batch": self.micro_batch}
         store.write_text(cell.steps_path / "config.yaml", OmegaConf.to_yaml(cell.cfg, resolve=True))
@@ -271,7 +319,11 @@ def measure_shards(cell: Cell, images: Images, targets: Sequence[str]) -> None:
         for path, part in shards:
             facts = {target: part_facts(cell, target, part) for target in targets}
             paths = {target: cell.part_path(target, path) for target in targets}
-            missing = [name for name in targets if store.kept(paths[name], facts[name]) is None]
+            missing = [
+                name
+                for name in targets
+                if kept_part(cell, paths[name], facts[name], len(part)) is None
+            ]
             if not missing:
                 continue
 
@@ -282,7 +334,11 @@ def measure_shards(cell: Cell, images: Images, targets: Sequence[str]) -> None:
             found, made = worker.retry(work)
             for target in missing:
                 store.write_arrays(paths[target], **found[target])
-                store.keep(paths[target], facts[target], attacked_with=made)
+                try:
+                    store.keep(paths[target], facts[target], attacked_with=made)
+                except FileNotFoundError:  # another process was faster, and has merged all
+                    if not is_measured(cell, target):
+                        raise
 
 
 def part_facts(cell: Cell, target: str, part: Images) -> dict[str, Any]:
@@ -291,17 +347,50 @@ def part_facts(cell: Cell, target: str, part: Images) -> dict[str, Any]:
     return facts | shard_facts(cell, part)
 
 
+def kept_part(cell: Cell, path: Path, facts: dict[str, Any], count: int) -> dict[str, Any] | None:
+    """The card of the margins of a shard of so many images, if they are whole; else None."""
+    return store.kept(
+        path,
+        facts,
+        lambda card: is_made(card.get("attacked_with")) and holds(path, cell.recorded, count),
+    )
+
+
+def is_made(facts: Any) -> bool:
+    """Whether this can be what `made_with` says, and of an attack with τ `below_tau`."""
+    return (
+        isinstance(facts, dict)
+        and all(isinstance(facts.get(name), str) for name in ("device", "torch", "commit"))
+        and type(facts.get("below_tau", 0)) is int
+    )
+
+
+def holds(path: Path, recorded: int, count: int) -> bool:
+    """Whether a file has the margins of so many steps and images."""
+    try:
+        arrays = store.read_arrays(path)
+    except (InputError, FileNotFoundError):
+        return False
+    each, once = (recorded, count), (count,)
+    shapes = {"margins": each, "lengths": each, "clean": once, "confidence": once}
+    found = {name: array.shape for name, array in arrays.items() if array.dtype.kind == "f"}
+    return found == shapes and len(arrays) == len(found)
+
+
 def merge(cell: Cell, images: Images, target: str) -> list[str]:
     """Writes the result on a target if the margins of all shards are there; names those missing."""
     cards, paths = [], []
     for shard, part in cell.shards(images):
         path = cell.part_path(target, shard)
-        cards.append(store.kept(path, part_facts(cell, target, part)))
+        cards.append(kept_part(cell, path, part_facts(cell, target, part), len(part)))
         paths.append(path)
     missing = [path.name for path, card in zip(paths, cards, strict=True) if card is None]
     if missing:
         return missing
-    parts = [store.read_arrays(path) for path in paths]
+    try:
+        parts = [store.read_arrays(path) for path in paths]
+    except FileNotFoundError:  # another process has merged them
+        return [path.name for path in paths if not path.is_file()]
     whole = {name: np.concatenate([part[name] for part in parts], axis=-1) for name in parts[0]}
     path = cell.margins_path(target)
     store.write_arrays(path, **whole)
@@ -313,21 +402,33 @@ def merge(cell: Cell, images: Images, target: str) -> list[str]:
         "evaluated_with": made_with(cell.cfg),
     }
     store.keep(path, result_facts(cell, target), **record(cell, target), **more)
-    for done in paths:
-        store.card_of(done).unlink(missing_ok=True)
-        done.unlink(missing_ok=True)
     return []
+
+
+def remove_parts(cell: Cell, images: Images, target: str) -> None:
+    """Removes the margins of single shards on a target that is measured."""
+    for shard, _ in cell.shards(images):
+        path = cell.part_path(target, shard)
+        store.card_of(path).unlink(missing_ok=True)
+        path.unlink(missing_ok=True)
 
 
 def result_facts(cell: Cell, target: str) -> dict[str, Any]:
     """What a valid result of this cell on this target must say of itself."""
-    manifest = cell.images_path
-    return {
-        "format": FORMAT,
-        "key": cell.key,
-        "target": cell.identity(target),
-        "images": store.sha256(manifest) if manifest.is_file() else None,
-    }
+    facts = {"format": FORMAT, "key": cell.key, "target": cell.identity(target)}
+    return facts | {"images": images_digest(cell)}
+
+
+def images_digest(cell: Cell) -> str | None:
+    """SHA-256 of the manifest, which names the pixels of every image; None if there is none."""
+    return store.sha256(cell.images_path) if cell.images_path.is_file() else None
+
+
+def pixels(cell: Cell) -> dict[str, Any]:
+    """The fact of which images, to the pixel, something else than a result was computed."""
+    if images_digest(cell) is None:
+        chosen_images(cell)
+    return {"pixels": images_digest(cell)}
 
 
 def record(cell: Cell, target: str) -> dict[str, Any]:
@@ -358,7 +459,22 @@ def record(cell: Cell, target: str) -> dict[str, Any]:
 
 def is_measured(cell: Cell, target: str) -> bool:
     """Whether the margins on this target are on disk, whole, and of this configuration."""
-    return store.kept(cell.margins_path(target), result_facts(cell, target)) is not None
+    path = cell.margins_path(target)
+
+    def usable(card: dict[str, Any]) -> bool:
+        texts = ("source", "attack", "norm", "target_name")
+        runs = card.get("attacked_with")
+        return (
+            all(isinstance(card.get(name), str) for name in texts)
+            and all(type(card.get(name)) in (int, float) for name in MEASURED[:-1])
+            and type(card.get("below_tau")) in (int, type(None))
+            and isinstance(runs, list)
+            and all(is_made(run) for run in [*runs, card.get("evaluated_with")])
+            and type(card.get("n")) is int
+            and holds(path, cell.recorded, card["n"])
+        )
+
+    return store.kept(path, result_facts(cell, target), usable) is not None
 
 
 def missing_targets(cell: Cell) -> list[str]:
@@ -384,6 +500,8 @@ def run(cell: Cell) -> list[str]:
         left = merge(cell, images, target)
         if left and not is_measured(cell, target):  # another process may have merged them
             waiting |= dict.fromkeys(name.split("-")[0] for name in left)
+        else:
+            remove_parts(cell, images, target)
     return list(waiting)
 
 

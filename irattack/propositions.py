@@ -103,4 +103,5 @@ def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.
 
     prepare(cfg)
     folder = cell.root / "interactions" / "propositions"
-    return store.remembered(folder / f"{cfg.source}-{store.key(facts)}.safetensors", facts, compute)
+    path = folder / f"{cfg.source}-{store.key(facts)}.safetensors"
+    return store.remembered(path, facts | pipeline.pixels(cell), compute)

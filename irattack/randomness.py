@@ -1,13 +1,19 @@
 """Random numbers that depend on seed, image, step and purpose, never on the batch they meet in."""
 
 import hashlib
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import cache
 
 import torch
 from torch import Tensor
 
-_THREADS = ThreadPoolExecutor()  # PyTorch draws without the interpreter's lock
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """The threads of a process, which a fork does not inherit; PyTorch draws without the GIL."""
+    return ThreadPoolExecutor()
 
 
 class Draws:
@@ -31,7 +37,7 @@ class Draws:
             number = int.from_bytes(hashlib.sha256(name).digest()[:8], "little") >> 1
             return draw(torch.Generator().manual_seed(number))
 
-        return torch.stack(list(_THREADS.map(row, ids)))
+        return torch.stack(list(_threads(os.getpid()).map(row, ids)))
 
     def uniform(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """U[0, 1) of shape (B, *shape), float32."""

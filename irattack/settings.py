@@ -50,6 +50,9 @@ def register_resolvers() -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for the first setting that cannot be used."""
+    benchmarks = sorted(path.stem for path in (zoo.CONF / "benchmark").glob("*.yaml"))
+    if cfg.benchmark.name not in benchmarks:
+        raise unknown("benchmark.name", cfg.benchmark.name, benchmarks)
     zoo.card(cfg.benchmark.name, cfg.source)
     sets = list(cfg.benchmark.target_sets)
     if isinstance(cfg.targets, str):

@@ -15,6 +15,7 @@ import blosc2
 import numpy as np
 
 from irattack import store
+from irattack.errors import InputError
 
 KEYFRAME = 10
 
@@ -81,14 +82,37 @@ def has_steps(card: dict[str, Any] | None, wanted: Iterable[int]) -> bool:
     return card is not None and set(wanted) <= set(card["kept"])
 
 
-def read_shard(path: Path, clean: np.ndarray) -> Iterator[np.ndarray]:
+def says_steps(card: dict[str, Any], recorded: int) -> bool:
+    """Whether a card says which of this many steps its shard holds."""
+    kept = card.get("kept")
+    if not isinstance(kept, list) or not kept or any(type(step) is not int for step in kept):
+        return False
+    return kept == sorted({*kept} & {*range(recorded)})
+
+
+def read_shard(path: Path, clean: np.ndarray, count: int | None = None) -> Iterator[np.ndarray]:
     """The frames of a shard in step order, each (B, C, H, W) uint8.
 
     The file is read at once, so that another process may replace it meanwhile.
+
+    Args:
+        count: how many frames it must hold, where that is known.
     """
-    chunks = blosc2.schunk_from_cframe(path.read_bytes())
+    foreign = InputError(
+        f"{path} does not hold the steps of {len(clean)} images; delete it and run the same "
+        "command again."
+    )
+    try:
+        chunks = blosc2.schunk_from_cframe(path.read_bytes())
+    except (RuntimeError, ValueError) as error:
+        raise foreign from error
+    if chunks.nchunks != (count or chunks.nchunks) or chunks.chunksize != clean.nbytes:
+        raise foreign
     before = clean
     for step in range(chunks.nchunks):
-        code = np.frombuffer(chunks.decompress_chunk(step), np.uint8).reshape(clean.shape)
+        try:
+            code = np.frombuffer(chunks.decompress_chunk(step), np.uint8).reshape(clean.shape)
+        except (RuntimeError, ValueError) as error:
+            raise foreign from error
         before = unzigzag(code) + (clean if step % KEYFRAME == 0 else before)
         yield before

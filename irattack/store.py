@@ -16,6 +16,9 @@ from typing import Any
 
 import numpy as np
 import safetensors.numpy
+from safetensors import SafetensorError
+
+from irattack.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +84,7 @@ def read_json(path: Path) -> dict[str, Any] | None:
     """What a JSON file holds; None if it is missing or not a JSON object."""
     try:
         value = json.loads(path.read_text())
-    except (FileNotFoundError, NotADirectoryError, ValueError):
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None
 
@@ -95,7 +98,13 @@ def write_arrays(path: Path, **arrays: np.ndarray) -> None:
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """The arrays that `write_arrays` wrote."""
-    return safetensors.numpy.load_file(path)
+    try:
+        return safetensors.numpy.load_file(path)
+    except (SafetensorError, LookupError, TypeError, ValueError) as error:
+        why = " ".join(str(error).split())[:120]
+        raise InputError(
+            f"{path} does not hold arrays ({why}); delete it and run the same command again."
+        ) from error
 
 
 def card_of(path: Path) -> Path:
@@ -104,25 +113,36 @@ def card_of(path: Path) -> Path:
 
 
 def keep(path: Path, facts: dict[str, Any], **more: Any) -> None:
-    """Writes the card of a file that is complete."""
+    """Writes the card of a file that is complete; it has a checksum of its own as well."""
     digest = {"sha256": sha256(path), "bytes": path.stat().st_size}
-    write_json(card_of(path), {**facts, **digest, **more})
+    card = json.loads(json.dumps({**facts, **digest, **more}))
+    write_json(card_of(path), card | {"checksum": key(card)})
 
 
-def kept(path: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
+def kept(
+    path: Path, facts: dict[str, Any], usable: Callable[[dict[str, Any]], bool] = bool
+) -> dict[str, Any] | None:
     """The card of a file that is whole, unchanged and of these facts; else None, with a warning.
 
     Nothing is said of a file that is not there at all.
+
+    Args:
+        usable: whether what a card says, and its file, are what the caller can work with.
     """
     card = read_json(card_of(path))
+    checksum = (card or {}).pop("checksum", None)
     if not path.is_file():
         reason = "is missing, its card is there" if card_of(path).is_file() else ""
     elif card is None:
         reason = "has no card beside it, or an unreadable one"
     elif different := [name for name, value in facts.items() if card.get(name) != value]:
         reason = f"is of another configuration ({', '.join(different)})"
-    elif card.get("sha256") != sha256(path):
+    elif checksum not in (None, key(card)):
+        reason = "has a damaged card beside it"
+    elif not has_digest(path, card.get("sha256")):
         reason = "is damaged: it is not the file whose checksum its card names"
+    elif not usable(card):
+        reason = "holds, or its card says, what cannot be used"
     else:
         return card
     if reason:
@@ -130,11 +150,27 @@ def kept(path: Path, facts: dict[str, Any]) -> dict[str, Any] | None:
     return None
 
 
+def has_digest(path: Path, digest: Any) -> bool:
+    """Whether a file has this SHA-256; not if another process has removed it."""
+    try:
+        return sha256(path) == digest
+    except FileNotFoundError:
+        return False
+
+
+def readable(path: Path) -> bool:
+    """Whether `read_arrays` can read a file."""
+    try:
+        return bool(read_arrays(path))
+    except (InputError, FileNotFoundError):
+        return False
+
+
 def remembered(
     path: Path, facts: dict[str, Any], compute: Callable[[], dict[str, np.ndarray]]
 ) -> dict[str, np.ndarray]:
     """The arrays at `path` if they are whole and of these facts; else computes and keeps them."""
-    if kept(path, {"facts": facts}) is None:
+    if kept(path, {"facts": facts}, lambda _: readable(path)) is None:
         write_arrays(path, **compute())
         keep(path, {"facts": facts}, made_with=provenance())
     return read_arrays(path)
