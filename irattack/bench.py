@@ -74,7 +74,7 @@ class Contest:
     def __init__(self, cell: Cell, cfg: DictConfig):
         self.cell, self.cfg, self.where = cell, cfg, device(cell.cfg)
         size = self.size = cell.cfg.benchmark.size
-        count = cfg.images[cell.cfg.benchmark.name]
+        count = cfg.images[self.where.type][cell.cfg.benchmark.name]
         self.x = torch.rand(count, 3, size, size, device=self.where)
         self.y = torch.zeros(count, dtype=torch.long, device=self.where)
         self.ids = [f"image-{i}" for i in range(count)]
@@ -119,7 +119,7 @@ class Contest:
         probes = speed.probes(self.attack)
         best = speed.best_rate(
             *(speed.forward_backward, self.fast, self.size, self.where),
-            *(list(cfg.batches), cfg.seconds),
+            *(list(cfg.batches[self.where.type][self.cell.cfg.benchmark.name]), cfg.seconds),
         )
         images = torch.rand(best.batch, 3, self.size, self.size, device=self.where)
         bare = speed.forward_backward(self.fast, images)

@@ -137,7 +137,7 @@ def kept(
         reason = "has no card beside it, or an unreadable one"
     elif different := [name for name, value in facts.items() if card.get(name) != value]:
         reason = f"is of another configuration ({', '.join(different)})"
-    elif checksum not in (None, key(card)):
+    elif checksum != key(card):
         reason = "has a damaged card beside it"
     elif not has_digest(path, card.get("sha256")):
         reason = "is damaged: it is not the file whose checksum its card names"

@@ -63,7 +63,13 @@ def test_bench_writes_what_it_measured(
 ) -> None:
     path = tmp_path / "bench.json"
     options = ["networks.imagenet=[]", "networks.photos=[alexnet]", "rounds=1", "seconds=0.05"]
-    options += [f"output={path}", "images.photos=4", "batches=[16]", "threads=1"]
+    options += [
+        f"output={path}",
+        "images.cpu.photos=4",
+        "batches.cpu.photos=[16]",
+        "threads=1",
+        "device=cpu",
+    ]
     monkeypatch.setattr(sys, "argv", ["bench", *options])
     bench.main()
     found = json.loads(path.read_text())
