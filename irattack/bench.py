@@ -3,7 +3,8 @@
 In one run, side by side, for each network:
 
 (a) the limit: bare forward and backward passes of the same network, folded, channels last, at its
-    best batch, divided by the 2K + 1 probes of a step;
+    best batch, divided by the 2K + 1 probes of a step; cuDNN chooses its algorithms as in the
+    pipeline;
 (b) the straightforward way: one image at a time, K masks in a batch, separate passes for v(Λ),
     v(Λ∖S), v(S) and v(∅), all recomputed at each step, in the default memory format;
 
@@ -32,8 +33,9 @@ with one_sentence():
 
     from irattack import evaluation, speed, steps, store
     from irattack.attack import Attack, perturbations
-    from irattack.cell import Cell, device, prepare
+    from irattack.cell import Cell, device, prepare, without_tf32
     from irattack.data import photos
+    from irattack.errors import InputError
     from irattack.losses import margin, strongest_rival
     from irattack.models import zoo
     from irattack.models.network import networks
@@ -123,12 +125,13 @@ class Contest:
         )
         images = torch.rand(best.batch, 3, self.size, self.size, device=self.where)
         bare = speed.forward_backward(self.fast, images)
-        ours, naive = self.ours(best.batch), self.straightforward()
+        ours, naive, least = self.ours(best.batch), self.straightforward(), cfg.seconds
         rounds: list[tuple[float, float, float]] = []
         for _ in range(cfg.rounds + 1):
             limit = best.batch / speed.seconds(bare, self.where, cfg.seconds) / probes
-            attack = count / speed.seconds(ours, self.where)
-            plain = 1 / speed.seconds(naive, self.where)
+            attack = count / speed.seconds(ours, self.where, least)
+            with without_tf32():
+                plain = 1 / speed.seconds(naive, self.where, least)
             rounds.append((limit, attack, plain))
         limit, attack, plain = np.array(rounds[1:]).T  # the first warms up
 
@@ -219,9 +222,20 @@ def cell_of(overrides: list[str]) -> Cell:
 
 def bench(cfg: DictConfig) -> str:
     """Runs everything that conf/bench.yaml asks for, writes the JSON, returns what to print."""
+    pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
+    sizes = [b for groups in cfg.batches.values() for batches in groups.values() for b in batches]
+    if (
+        not pairs
+        or cfg.rounds < 1
+        or min(sizes, default=0) < 1
+        or not all(batches for groups in cfg.batches.values() for batches in groups.values())
+    ):
+        raise InputError(
+            "bench: expected at least one network, one round, and one batch size for each device "
+            "and benchmark."
+        )
     results: dict[str, Any] = {}
     cells: dict[str, Cell] = {}
-    pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
     for group, name in tqdm(pairs, desc="bench", leave=False, disable=None):
         trained = group == "photos"
         cell = cells[group] = cell_of(
@@ -239,13 +253,14 @@ def bench(cfg: DictConfig) -> str:
     whole = {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
         "precision": cfg.precision,
+        "per_image_precision": "fp32",
         "threads": cfg.threads,
         **store.provenance(),
         "rounds": cfg.rounds,
         "networks": results,
         "cache": cache,
         "leave_one_out_100x1000_seven_targets_s": leave_one_out_seconds(),
-        "peak_memory_mb": peak_memory_mb(where),
+        "peak_memory_of_the_bench_mb": peak_memory_mb(where),
     }
     store.write_json(path, whole)
     heads = ["network", "probes", "batch", "limit", "attack", "per image", "of limit", "speed-up"]
@@ -263,8 +278,8 @@ def bench(cfg: DictConfig) -> str:
         f"Step cache: {100 * cache['ratio']:.1f} % of raw, written at "
         f"{cache['write_mb_per_s']:.0f} MB/s, read at {cache['read_mb_per_s']:.0f} MB/s. "
         f"Leave-one-out, seven targets at (100, 1000): "
-        f"{1000 * whole['leave_one_out_100x1000_seven_targets_s']:.0f} ms. Peak memory: "
-        f"{whole['peak_memory_mb']:.0f} MB. Written to {path}."
+        f"{1000 * whole['leave_one_out_100x1000_seven_targets_s']:.0f} ms. Peak memory of the "
+        f"whole bench: {whole['peak_memory_of_the_bench_mb']:.0f} MB. Written to {path}."
     )
 
 

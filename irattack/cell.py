@@ -46,14 +46,15 @@ class Cell:
         self.root = Path(cfg.output) / cfg.benchmark.name
         data = plain(cfg.benchmark.data)
         where = ("folder", "ground_truth")  # the manifest's hashes say what is in them
-        self.images_facts = {
-            "data": {name: value for name, value in data.items() if name not in where},
-            "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
-            "count": cfg.images,
-            "seed": cfg.seed,
-        }
         if cfg.manifest is not None:
-            self.images_facts = {"manifest": store.sha256(Path(cfg.manifest))}
+            self.images_facts = {"manifest": store.sha256(Path(cfg.manifest)), "count": cfg.images}
+        else:
+            self.images_facts = {
+                "data": {name: value for name, value in data.items() if name not in where},
+                "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
+                "count": cfg.images,
+                "seed": cfg.seed,
+            }
         attack = plain(cfg.attack)
         self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
         self.method = self.name  # what a table calls it
@@ -65,7 +66,7 @@ class Cell:
             "attack": attack,
             "skip": zoo.skips(cfg.benchmark.name, cfg.source) if self.uses_skips else None,
             "precision": PRECISIONS[cfg.precision],
-            "compile": cfg.compile,
+            "compile": cfg.compile and not self.uses_skips,
             "seed": cfg.seed,
             "block": cfg.block,
             "micro_batch": cfg.micro_batch,
@@ -170,7 +171,7 @@ def attack_name(name: str, pieces: Iterable[str]) -> str:
 
 
 def prepare(cfg: DictConfig) -> None:
-    """Sets what every computation depends on: threads, precision, and the same result each time."""
+    """Sets what every computation depends on: threads, precision, cuDNN without chance."""
     torch.set_num_threads(cfg.threads)
     set_tf32(cfg.precision == "tf32")
     torch.backends.cudnn.deterministic = True
@@ -187,8 +188,10 @@ def without_tf32() -> Iterator[None]:
     """Float32 in full, whatever the precision of the run."""
     before = torch.backends.cudnn.allow_tf32
     set_tf32(False)
-    yield
-    set_tf32(before)
+    try:
+        yield
+    finally:
+        set_tf32(before)
 
 
 def device(cfg: DictConfig) -> torch.device:

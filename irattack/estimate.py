@@ -123,8 +123,9 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
         f"{tabulate(rates, columns, floatfmt='.1f', missingval='–')}\n\n"
         f"{tabulate(lines, heads, floatfmt='.2f')}\n\n"
         f"A step cache of {100 * ratio:.0f} % of raw frames; cache.steps=none needs no disk. Not "
-        "counted: loading, and the Hessians of fig4. A cell in several tables counts once in "
-        "`together`."
+        "counted: loading, the Hessians of fig4, and the attacks of fig5 and propositions. "
+        "Rates are of bare passes at the best batch, so that hours are a lower bound. A cell in "
+        "several tables counts once in `together`."
     )
 
 

@@ -96,8 +96,15 @@ def listed(cell: Cell) -> list[dict[str, Any]] | None:
             f"manifest={path}: is no list of images, each with a name of its own, a label and a "
             "SHA-256; give a file such as outputs/photos/images/*.json, or leave it out."
         )
+    count = cell.cfg.images
+    if given and len(images) < count:
+        raise InputError(
+            f"images={count}: manifest={path} lists only {len(images)}; use images={len(images)}."
+        )
+    if given:
+        return images[:count]
     facts = json.loads(json.dumps(cell.images_facts))
-    if given or (manifest.get("facts") == facts and len(images) == facts["count"]):
+    if manifest.get("facts") == facts and len(images) == facts["count"]:
         return images
     if path.exists():
         log.warning("%s is damaged, or of another configuration; images are chosen anew.", path)
@@ -166,7 +173,9 @@ def shard_facts(cell: Cell, images: Images) -> dict[str, Any]:
     return {
         "key": cell.key,
         "steps": cell.recorded,
-        "images": {name: images.digest(i) for i, name in enumerate(images.ids)},
+        "images": {
+            name: [images.digest(i), int(images.labels[i])] for i, name in enumerate(images.ids)
+        },
     }
 
 
@@ -185,6 +194,8 @@ class Worker:
         self.model: Callable[[str, str], nn.Module] = cache(cell.build)
         self.attack: Attack = instantiate(cell.steps_facts["attack"])
         self.micro_batch = cell.cfg.micro_batch
+        backward = self.attack.backward
+        self.attack_in_one_graph = backward is not None and backward.one_graph
 
     def frames(self, path: Any, part: Images, keep: Sequence[int], all_steps: bool) -> tuple:
         """The frames of a shard in step order and what made them; attacks if they are not on disk.
@@ -253,7 +264,8 @@ class Worker:
             return found
 
         with torch.no_grad():
-            belief = self.model(cfg.source, "target")(clean).softmax(dim=1)
+            source = self.model(cfg.source, "source")
+            belief = torch.cat([source(b) for b in clean.split(self.micro_batch)]).softmax(dim=1)
         probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
         unperturbed = measured(clean)
         each, lengths = [], []
@@ -278,17 +290,17 @@ class Worker:
             try:
                 return work()
             except torch.OutOfMemoryError:
-                if self.micro_batch == 1:
+                if self.micro_batch == 1 or self.attack_in_one_graph:
                     raise InputError(
-                        f"device={self.cell.cfg.device}: out of memory with micro_batch=1; "
-                        "use a smaller block or another device."
+                        f"device={self.cell.cfg.device}: out of memory, and no smaller micro_batch "
+                        "helps; use a smaller block or another device."
                     ) from None
-                self.micro_batch //= 2
-                torch.cuda.empty_cache()
-                log.warning(
-                    "The device is out of memory: this shard starts again with micro_batch=%d.",
-                    self.micro_batch,
-                )
+            self.micro_batch //= 2
+            torch.cuda.empty_cache()
+            log.warning(
+                "The device is out of memory: this shard starts again with micro_batch=%d.",
+                self.micro_batch,
+            )
 
 
 def progress(cell: Cell, shards: int) -> tqdm:

@@ -32,14 +32,10 @@ with one_sentence():
 BASIC = ("norm", "source", "attack")
 NAMED = 8  # of the cells that are missing
 CURE = "run the same command without --aggregate, it continues from what is there."
-ELSEWHERE = (
-    "output",
-    "device",
-    "threads",
-    "shard",
-    "cache.steps",
-    "weights_dir",
-)  # where, not what
+ELSEWHERE = (  # settings that change where something is computed or kept, not what
+    *("output", "device", "threads", "shard", "cache.steps", "weights_dir"),
+    *("benchmark.data.folder", "benchmark.data.ground_truth"),
+)
 
 
 def definitions() -> dict[str, Path]:

@@ -174,6 +174,10 @@ def check_work(cfg: DictConfig) -> None:
         raise InputError(
             f"cache.steps={kept}: expected all, none, or a list of steps such as [10,50,100]."
         )
+    if numbers and max(kept, default=0) > cfg.attack.steps:
+        raise InputError(
+            f"cache.steps={kept}: this attack has only {cfg.attack.steps} steps; list no later one."
+        )
     share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", str(cfg.shard)) if cfg.shard else None
     if cfg.shard is not None and not (share and int(share[1]) <= int(share[2])):
         raise InputError(f"shard={cfg.shard}: expected i/n with i from 1 to n, such as 3/8.")

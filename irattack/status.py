@@ -8,6 +8,7 @@ Settings are those of `make reproduce-…`; a cell of other settings is another 
 import re
 import shutil
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,7 +35,8 @@ def size(path: Path) -> int:
 def leftovers(root: Path) -> Iterator[Path]:
     """Temporary files (`store.replacing`) of processes that were killed while they wrote."""
     paths = (path for path in root.rglob(".*") if re.search(r"\.[0-9a-f]{32}$", path.name))
-    return (path for path in paths if path.is_file())
+    old = time.time() - 3600  # a younger one may be in use
+    return (path for path in paths if path.is_file() and path.stat().st_mtime < old)
 
 
 def parts(cell: Cell) -> dict[str, list[Path]]:

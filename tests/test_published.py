@@ -178,7 +178,7 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_precision_and_weights_are_in_the_key(tmp_path: Path) -> None:
     def key(*overrides: str) -> str:
-        given = ["benchmark=imagenet", "pretrained=false", "attack=sgmir", *overrides]
+        given = ["benchmark=imagenet", "pretrained=false", "attack=ir", *overrides]
         return Cell(compose("config", overrides=given)).key
 
     changes = ["precision=bf16", "precision=tf32", "compile=true", "source=resnet152", "images=9"]

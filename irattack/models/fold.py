@@ -1,5 +1,6 @@
 """Batch normalisation folded into the convolution before it: the same function, less work."""
 
+import logging
 import re
 from collections import Counter, OrderedDict
 from copy import deepcopy
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from irattack.models.network import Network, networks
+
+log = logging.getLogger(__name__)
 
 TOLERANCE = 1e-4  # of the largest logit, between the folded and the original network
 
@@ -30,6 +33,8 @@ def fold(model: nn.Module, keep_branches: bool = False) -> nn.Module:
             before, after = network(sample), folded(sample)
         if (before - after).abs().max() <= TOLERANCE * before.abs().max():
             network.body = folded.body
+        else:
+            log.warning("Batch norm is not folded in this network: its logits would change.")
     return model
 
 
