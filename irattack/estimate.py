@@ -94,7 +94,7 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
     cells = [cell for table in tables.values() for cell in table.cells]
     prepare(cells[0].cfg)
     speeds, cfg = timed(cells, least), cells[0].cfg
-    ratio = cache_speed(cells[0], cells[0].root)["ratio"]
+    ratio = cache_speed(device(cfg), cells[0].root)["ratio"]
     lines, total = [], dict[str, tuple[float, float, float]]()
     extra_total = 0.0
     for name, table in tables.items():
