@@ -10,7 +10,7 @@ with one_sentence():
     from hydra.core.hydra_config import HydraConfig
     from omegaconf import DictConfig
 
-    from irattack.cell import Cell
+    from irattack.cell import Cell, device
     from irattack.launch import failures, in_worker
     from irattack.models.zoo import CONF
     from irattack.pipeline import rows, run
@@ -45,6 +45,10 @@ def measure(cfg: DictConfig) -> None:
     check(cfg)
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+    if not cfg.pretrained:
+        log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
+    if cfg.precision == "tf32" and device(cfg).type != "cuda":
+        log.warning("precision=tf32 has no effect: there is no CUDA device.")
     cell = Cell(cfg)
     waiting = run(cell)
     if waiting:

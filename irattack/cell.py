@@ -44,13 +44,11 @@ class Cell:
     def __init__(self, cfg: DictConfig):
         self.cfg = cfg
         self.root = Path(cfg.output) / cfg.benchmark.name
-        data = plain(cfg.benchmark.data)
-        where = ("folder", "ground_truth")  # the manifest's hashes say what is in them
         if cfg.manifest is not None:
             self.images_facts = {"manifest": store.sha256(Path(cfg.manifest)), "count": cfg.images}
         else:
             self.images_facts = {
-                "data": {name: value for name, value in data.items() if name not in where},
+                "data": plain(cfg.benchmark.data),
                 "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
                 "count": cfg.images,
                 "seed": cfg.seed,

@@ -99,7 +99,7 @@ def listed(cell: Cell) -> list[dict[str, Any]] | None:
     count = cell.cfg.images
     if given and len(images) < count:
         raise InputError(
-            f"images={count}: manifest={path} lists only {len(images)}; use images={len(images)}."
+            f"manifest={path}: lists only {len(images)} images; use images={len(images)}."
         )
     if given:
         return images[:count]
@@ -155,9 +155,11 @@ def choose(cell: Cell, candidates: Candidates) -> dict[str, Any]:
         if len(images) >= cfg.images:
             break
     if len(images) < cfg.images:
+        cure = f"use images={len(images)} or fewer" if images else "give others"
+        cure = cure if cfg.pretrained else "untrained networks need benchmark.sources=[]"
         raise InputError(
             f"images={cfg.images}: only {len(images)} of {len(candidates)} candidate images are "
-            f"classified correctly by every source model; use images={len(images)} or fewer."
+            f"classified correctly by every source model; {cure}."
         )
     return {"facts": cell.images_facts, "images": images[: cfg.images]}
 

@@ -6,6 +6,7 @@ hydra/launcher=slurm or joblib at the same time; the table or figure is made fro
 disk. With --aggregate nothing is run.
 """
 
+import contextlib
 import re
 import sys
 from dataclasses import dataclass
@@ -53,8 +54,12 @@ def load_definition(name: str) -> dict[str, Any]:
     return {str(key): value for key, value in definition.items()}
 
 
+class NotListedError(InputError):
+    """A setting selects among the cells of a table, and leaves none."""
+
+
 def select(
-    legs: list[dict[str, list]], overrides: list[str]
+    name: str, legs: list[dict[str, list]], overrides: list[str]
 ) -> tuple[list[dict[str, list]], list[str]]:
     """Applies the overrides that name what a table lists: they select among its cells.
 
@@ -70,7 +75,7 @@ def select(
         wanted = given.strip("[]").split(",")
         for value in wanted:
             if value not in listed:
-                raise unknown(f"{key} of this table", value, dict.fromkeys(listed))
+                raise NotListedError(str(unknown(f"{name}: {key}", value, dict.fromkeys(listed))))
         legs = [
             {**leg, key: [value for value in leg[key] if str(value) in wanted]}
             for leg in legs
@@ -154,7 +159,7 @@ def plan(name: str, overrides: list[str]) -> Plan:
         {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
         for leg in definition["cells"]
     ]
-    legs, overrides = select(legs, overrides)
+    legs, overrides = select(name, legs, overrides)
     if not definition.get("run", True):  # its settings are those of no attack of the pipeline
         given = [text for text in overrides if text.split("=")[0] in definition]
         definition |= OmegaConf.to_container(OmegaConf.from_dotlist(given))  # type: ignore
@@ -172,14 +177,20 @@ def benchmark(overrides: list[str]) -> str:
 
 
 def plans(overrides: list[str]) -> dict[str, Plan]:
-    """Every table and figure of a benchmark with these overrides, by name."""
+    """Every table and figure of a benchmark that has cells with these overrides, by name."""
     wanted = [
         name
         for name in sorted(definitions())
         if load_definition(name).get("benchmark", benchmark(overrides)) == benchmark(overrides)
     ]
+    found = {}
     with initialize_config_dir(str(CONF.resolve()), version_base="1.3"):
-        return {name: plan(name, overrides) for name in wanted}
+        for name in wanted:
+            with contextlib.suppress(NotListedError):
+                found[name] = plan(name, overrides)
+    if not found:
+        raise InputError(f"no table or figure has cells with {' '.join(overrides)}.")
+    return found
 
 
 def reproduce(name: str, overrides: list[str], launcher: list[str], aggregate: bool) -> str:

@@ -23,6 +23,7 @@ with one_sentence():
     from irattack.reproduce import Plan, plans
     from irattack.settings import register_resolvers
 
+CACHES = ("steps", "interactions")
 KINDS = ("steps", "results", "interactions")  # folders whose entries are named by cells
 
 
@@ -36,7 +37,7 @@ def leftovers(root: Path) -> Iterator[Path]:
     """Temporary files (`store.replacing`) of processes that were killed while they wrote."""
     paths = (path for path in root.rglob(".*") if re.search(r"\.[0-9a-f]{32}$", path.name))
     old = time.time() - 3600  # a younger one may be in use
-    return (path for path in paths if path.is_file() and path.stat().st_mtime < old)
+    return (path for path in paths if path.is_file() and path.lstat().st_mtime < old)
 
 
 def parts(cell: Cell) -> dict[str, list[Path]]:
@@ -66,7 +67,9 @@ def status(tables: dict[str, Plan]) -> str:
     """A line a table: its cells, how many are measured, begun or not, and what lies on disk."""
     lines, seen = [], dict[str, tuple[bool, bool, int, int]]()
     for name, table in tables.items():
-        cells = table.cells if table.runs else []
+        if not table.runs:  # its cells lend their images and sources only
+            continue
+        cells = table.cells
         for cell in cells:
             if cell.label not in seen:
                 folders = [cell.root / kind / cell.label for kind in KINDS]
@@ -95,15 +98,16 @@ def status(tables: dict[str, Plan]) -> str:
 
 
 def clean(tables: dict[str, Plan]) -> str:
-    """Removes cells that no table lists, and what killed processes left; says how much.
+    """Removes steps and interactions of cells that no table lists; says how much.
 
+    And what killed processes left, and the parts of what is merged. Results stay: they are small.
     Of a link only the link is removed, and nothing outside the output folder.
     """
     cells = [cell for table in tables.values() for cell in table.cells]
     root, home = cells[0].root, Path(cells[0].cfg.output).resolve()
     known = {cell.label for cell in cells} | {"propositions", "hessian"}  # of `interactions`
-    found = [path for kind in KINDS for path in sorted((root / kind).glob("*"))]
-    doomed = [path for path in found if path.name not in known]
+    found = [path for kind in CACHES for path in sorted((root / kind).glob("*"))]
+    doomed = [path for path in found if path.name not in known and path.name[0] != "."]
     for cell in cells:
         merged = [paths for name, paths in parts(cell).items() if paths and is_measured(cell, name)]
         doomed += [path for paths in merged for path in paths]

@@ -179,8 +179,8 @@ def test_overrides_select_among_the_cells_of_a_table() -> None:
         {"norm": ["linf"], "source": ["alexnet", "vgg16"], "attack": ["pgd"]},
         {"norm": ["l2"], "source": ["alexnet"], "attack": ["pgd"]},
     ]
-    found = reproduce.select(legs, ["source=vgg16", "seed=1"])
+    found = reproduce.select("table1", legs, ["source=vgg16", "seed=1"])
     assert found == ([{"norm": ["linf"], "source": ["vgg16"], "attack": ["pgd"]}], ["seed=1"])
-    assert reproduce.select(legs, ["norm=l2"]) == (legs[1:], [])
+    assert reproduce.select("table1", legs, ["norm=l2"]) == (legs[1:], [])
     with pytest.raises(InputError, match="expected one of linf, l2"):
-        reproduce.select(legs, ["norm=l1"])
+        reproduce.select("table1", legs, ["norm=l1"])

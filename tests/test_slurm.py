@@ -18,7 +18,7 @@ from tests.slurm import Slurm, absent, running, wait_for
 SOURCES = ("resnet34", "densenet201")
 SMALL = [
     *("attack=ir", "norm=linf", f"source={','.join(SOURCES)}", "targets=[resnet152]"),
-    *("images=4", "block=1", "steps=45", "samples=8", "threads=1", "micro_batch=32"),
+    *("images=4", "block=1", "steps=120", "samples=8", "threads=1", "micro_batch=32"),
 ]  # two cells, four shards each
 LAUNCHER = [
     "hydra/launcher=slurm",

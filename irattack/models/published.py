@@ -65,7 +65,11 @@ def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
     """The file of a network's weights: from the folder if it is there, else downloaded once."""
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"weights_dir={folder}: no such folder; name one that holds weights.")
-    stems = [Path(card["weights"]).stem] if "weights" in card else list(_stems(name, card))
+    stems = (
+        [Path(card["weights"]).stem]
+        if "weights" in card
+        else list(dict.fromkeys(_stems(name, card)))
+    )
     for stem in stems if folder is not None else []:
         for suffix in SUFFIXES:
             path = Path(str(folder)) / f"{stem}{suffix}"
