@@ -117,18 +117,19 @@ class Contest:
 
     def result(self) -> dict[str, Any]:
         """Image-steps per second of the three and their ratios, medians over the rounds."""
-        cfg, count = self.cfg, len(self.x)
+        cfg, count, least = self.cfg, len(self.x), self.cfg.seconds
+        batches = list(cfg.batches[self.where.type][self.cell.cfg.benchmark.name])
         probes = speed.probes(self.attack)
         best = speed.best_rate(
             *(speed.forward_backward, self.fast, self.size, self.where),
-            *(list(cfg.batches[self.where.type][self.cell.cfg.benchmark.name]), cfg.seconds),
+            *(batches, least),
         )
         images = torch.rand(best.batch, 3, self.size, self.size, device=self.where)
         bare = speed.forward_backward(self.fast, images)
-        ours, naive, least = self.ours(best.batch), self.straightforward(), cfg.seconds
+        ours, naive = self.ours(best.batch), self.straightforward()
         rounds: list[tuple[float, float, float]] = []
         for _ in range(cfg.rounds + 1):
-            limit = best.batch / speed.seconds(bare, self.where, cfg.seconds) / probes
+            limit = best.batch / speed.seconds(bare, self.where, least) / probes
             attack = count / speed.seconds(ours, self.where, least)
             with without_tf32():
                 plain = 1 / speed.seconds(naive, self.where, least)

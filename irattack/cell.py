@@ -102,7 +102,7 @@ class Cell:
         if cfg.compile and role == "source" and not self.uses_skips:
             for part in networks(network):
                 part.body.compile()
-        return network.to(memory_format=torch.channels_last)
+        return network.to(memory_format=torch.channels_last)  # the folded weights are new
 
     @property
     def targets(self) -> list[str]:

@@ -3,7 +3,6 @@
 Weights are read as safetensors, or by PyTorch's unpickler that admits tensors only.
 """
 
-import hashlib
 import pickle
 import re
 import warnings
@@ -23,6 +22,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from irattack.errors import InputError
+from irattack.store import sha256
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 
@@ -65,11 +65,8 @@ def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
     """The file of a network's weights: from the folder if it is there, else downloaded once."""
     if folder is not None and not Path(folder).is_dir():
         raise InputError(f"weights_dir={folder}: no such folder; name one that holds weights.")
-    stems = (
-        [Path(card["weights"]).stem]
-        if "weights" in card
-        else list(dict.fromkeys(_stems(name, card)))
-    )
+    own = [Path(card["weights"]).stem] if "weights" in card else _stems(name, card)
+    stems = list(dict.fromkeys(own))
     for stem in stems if folder is not None else []:
         for suffix in SUFFIXES:
             path = Path(str(folder)) / f"{stem}{suffix}"
@@ -154,5 +151,4 @@ def digest(path: Path) -> str:
 
 @cache
 def _digest(path: Path, mtime: int, size: int) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256(path)
