@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import Network, in_bfloat16, networks, resized
-from irattack.skip import SkipGradient
+from irattack.skip import SkipGradient, named
 
 PHOTOS = zoo.names("photos")
 
@@ -45,6 +45,11 @@ def test_sgm_finds_its_branches_in_a_folded_network(name: str) -> None:
     x = torch.rand(4, 3, 32, 32, dtype=torch.float64)
     model, folded = zoo.build("photos", name).double(), zoo.build("photos", name)
     folded = fold(folded, keep_branches=True).double()
+    for part in networks(folded):
+        assert part.skip is not None
+        ends = named(part.body, part.skip["branches"])
+        assert ends
+        assert not any(isinstance(end, nn.Identity) for end in ends)
     expected = gradient(model, x, 0.4)
     torch.testing.assert_close(gradient(folded, x, 0.4), expected, rtol=1e-3, atol=1e-3)
     assert not torch.allclose(gradient(model, x), expected, rtol=1e-3, atol=1e-3)

@@ -1,6 +1,7 @@
 """The stages on known data: what is chosen, cached, measured and reported is what is claimed."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,15 @@ def test_every_source_classifies_the_chosen_images(tmp_path: Path) -> None:
     assert again.ids == images.ids
     other = pipeline.chosen_images(cell(tmp_path, "seed=1"))
     assert set(other.ids) != set(images.ids)
+
+
+def test_another_label_is_another_shard(tmp_path: Path) -> None:
+    one = cell(tmp_path)
+    images = pipeline.chosen_images(one)
+    other = replace(images, labels=images.labels + 1)
+    for facts in (pipeline.shard_facts, lambda c, i: pipeline.part_facts(c, "vgg16", i)):
+        assert facts(one, images) == facts(one, images.take(range(12)))
+        assert facts(one, images)["images"] != facts(one, other)["images"]
 
 
 def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
