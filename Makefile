@@ -37,16 +37,16 @@ lint: setup ## ruff and mypy
 	.venv/bin/mypy
 
 bench: setup ## time the IR attack against the limit of this device, to outputs/bench.json
-	$(RUN) -m irattack.bench $(EXTRA)
+	$(RUN) -m irattack.commands.bench $(EXTRA)
 
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
-	$(RUN) -m irattack.estimate $(EXTRA)
+	$(RUN) -m irattack.commands.estimate $(EXTRA)
 
 status: setup ## what of every table and figure is done, pending or broken, and its size
-	$(RUN) -m irattack.status $(EXTRA)
+	$(RUN) -m irattack.commands.status $(EXTRA)
 
 clean-cache: setup ## remove what no table or figure needs with these settings
-	$(RUN) -m irattack.status clean $(EXTRA)
+	$(RUN) -m irattack.commands.status clean $(EXTRA)
 
 clean: ## remove outputs and caches; .venv stays
 	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
@@ -55,9 +55,9 @@ train-photos: setup ## retrain the networks of benchmark=photos and report their
 	$(RUN) -m scripts.train_photos $(EXTRA)
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
-	$(RUN) -m irattack.reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+	$(RUN) -m irattack.commands.reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
 
 $(TABLES:%=aggregate-%): aggregate-%: setup
-	$(RUN) -m irattack.reproduce $* --aggregate $(EXTRA)
+	$(RUN) -m irattack.commands.reproduce $* --aggregate $(EXTRA)
 
 reproduce-all: $(TABLES:%=reproduce-%) ## every table and figure

@@ -18,9 +18,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from irattack.data import photos
+from irattack.hashing import sha256
 from irattack.models import Network
 from irattack.models.zoo import CONF, build
-from irattack.store import sha256
 
 log = logging.getLogger(__name__)
 

@@ -22,12 +22,14 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from irattack import pipeline, reproduce, store
-from irattack.cell import Cell
-from irattack.cli import one_sentence
+from irattack.commands import reproduce
+from irattack.commands.cli import one_sentence
+from irattack.commands.settings import check, register_resolvers
 from irattack.data import photos
 from irattack.models import zoo
-from irattack.settings import check, register_resolvers
+from irattack.pipeline import run as pipeline
+from irattack.pipeline import store
+from irattack.pipeline.cell import Cell
 
 SMALL = [
     *("images=8", "block=4", "steps=3", "samples=2", "grid=4", "cells=3", "threads=1"),
@@ -138,7 +140,7 @@ def child(folder: Path, log: Path, kill_at: Any, work: Callable, arguments: tupl
 
 
 def command(*words: str) -> str:
-    """`python -m irattack.reproduce table1` with the settings of the table."""
+    """`python -m irattack.commands.reproduce table1` with the settings of the table."""
     sys.argv = ["reproduce", "table1", *SMALL, *words]
     reproduce.main()
     return ""
@@ -197,7 +199,7 @@ def serve() -> None:
 def warm() -> None:
     """Loads what every process would load."""
     import irattack.models.published
-    import irattack.report  # noqa: F401
+    import irattack.results.report  # noqa: F401
 
     torch.set_num_threads(1)
     photos.candidates("test")

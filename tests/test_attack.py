@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from irattack.attack import Attack, perturbations
-from irattack.losses import cross_entropy, margin, margin_loss, strongest_rival
-from irattack.norms import L2, Linf, Norm
-from irattack.objective import gradient, to_pixels
-from irattack.pieces import Interaction, Momentum
-from irattack.randomness import Draws
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.losses import cross_entropy, margin, margin_loss, strongest_rival
+from irattack.attacks.norms import L2, Linf, Norm
+from irattack.attacks.objective import gradient, to_pixels
+from irattack.attacks.pieces import Interaction, Momentum
+from irattack.attacks.randomness import Draws
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 

@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from irattack import __main__ as command
-from irattack import reproduce
+from irattack.commands import reproduce
+from irattack.commands import run as command
 from irattack.models import zoo
 
 QUICK = ["images=8", "steps=2", "samples=2", "targets=[alexnet]", "threads=1"]

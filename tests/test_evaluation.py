@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from irattack import evaluation
-from irattack.losses import cross_entropy, margin, strongest_rival
+from irattack.attacks.losses import cross_entropy, margin, strongest_rival
+from irattack.pipeline import statistics as evaluation
 
 
 def plain_leave_one_out(success: np.ndarray) -> list[bool]:

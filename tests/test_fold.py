@@ -4,10 +4,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from irattack.attacks.skip import SkipGradient, named
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import Network, in_bfloat16, networks, resized
-from irattack.skip import SkipGradient, named
 
 PHOTOS = zoo.names("photos")
 

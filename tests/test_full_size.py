@@ -9,10 +9,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from PIL import Image
 
-from irattack import pipeline, report, settings, steps, store
-from irattack.cell import Cell
+from irattack.commands import settings
 from irattack.data import photos
 from irattack.models import zoo
+from irattack.pipeline import run as pipeline
+from irattack.pipeline import steps, store
+from irattack.pipeline.cell import Cell
+from irattack.results import report
 
 NAMES = zoo.names("imagenet")
 SYNSETS = ("n01440764", "n02123045", "n15075141")

@@ -6,8 +6,8 @@ import math
 import numpy as np
 import pytest
 
-from irattack import game
 from irattack.errors import InputError
+from irattack.interactions import game
 
 N = 6
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor, nn
 
-from irattack.hessian import Softplus, measure, smoothed
-from irattack.losses import cross_entropy
+from irattack.attacks.losses import cross_entropy
+from irattack.interactions.hessian import Softplus, measure, smoothed
 
 
 def test_columns_and_ratios_are_those_of_the_whole_hessian(smooth: nn.Module) -> None:

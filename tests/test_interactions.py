@@ -7,10 +7,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from irattack import game, interactions
-from irattack.losses import margin, strongest_rival
-from irattack.objective import to_pixels
-from irattack.randomness import Draws
+from irattack.attacks.losses import margin, strongest_rival
+from irattack.attacks.objective import to_pixels
+from irattack.attacks.randomness import Draws
+from irattack.interactions import cells as interactions
+from irattack.interactions import game
 
 GRID = 3
 IDS = [f"image-{i}" for i in range(9)]

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from irattack import reproduce
-from irattack.launch import failures, of_launcher
+from irattack.commands import reproduce
+from irattack.commands.launch import failures, of_launcher
 from irattack.models import zoo
 
 SMALL = [
@@ -21,7 +21,7 @@ Make = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def make(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Runs `python -m irattack.reproduce table1 …` here: (exit status, stdout, stderr)."""
+    """Runs `python -m irattack.commands.reproduce table1 …` here: (exit status, stdout, stderr)."""
 
     def call(folder: Path, *options: str, table: str = "table1") -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["reproduce", table, f"output={folder}", *SMALL, *options])

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from irattack.norms import L2, Linf, Norm
+from irattack.attacks.norms import L2, Linf, Norm
 
 
 def plain_projection(delta: torch.Tensor, norm: Norm) -> torch.Tensor:

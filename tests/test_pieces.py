@@ -24,12 +24,9 @@ from torchvision.models.resnet import BasicBlock as TorchBasicBlock
 from torchvision.models.resnet import Bottleneck as TorchBottleneck
 from torchvision.models.resnet import ResNet
 
-from irattack.attack import Attack, perturbations
-from irattack.cell import plain
-from irattack.errors import InputError
-from irattack.models import zoo
-from irattack.norms import L2, Linf, Norm
-from irattack.pieces import (
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.norms import L2, Linf, Norm
+from irattack.attacks.pieces import (
     GaussianKernel,
     GaussianNoise,
     Interaction,
@@ -37,9 +34,12 @@ from irattack.pieces import (
     Momentum,
     ResizeAndPad,
 )
-from irattack.randomness import Draws
-from irattack.settings import check, register_resolvers
-from irattack.skip import SkipGradient
+from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
+from irattack.commands.settings import check, register_resolvers
+from irattack.errors import InputError
+from irattack.models import zoo
+from irattack.pipeline.cell import plain
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
@@ -100,7 +100,7 @@ def test_revised_momentum_is_the_running_mean(images: Tensor) -> None:
 
 
 def test_variance_reduction_is_the_mean_over_its_noise(smooth: nn.Module, images: Tensor) -> None:
-    from irattack.objective import gradient
+    from irattack.attacks.objective import gradient
 
     attack, ids = Attack(NORMS[0], 1, samples=GaussianNoise(4, 0.1)), list("abcdefghi")
     y = smooth(images).argmax(dim=1)
@@ -116,7 +116,7 @@ def test_variance_reduction_is_the_mean_over_its_noise(smooth: nn.Module, images
 
 
 def test_masked_loss_is_its_definition(smooth: nn.Module, images: Tensor) -> None:
-    from irattack.objective import gradient, to_pixels
+    from irattack.attacks.objective import gradient, to_pixels
 
     piece, ids = MaskedLoss(samples=3, cells=4, grid=4), list("abcdefghi")
     attack = Attack(NORMS[0], 1, classify=False, masked=piece)
@@ -316,7 +316,7 @@ def test_sgm_reaches_every_branch_once() -> None:
     for name, blocks in {"resnet34": 8, "resnet152": 13, "densenet121": 17, "senet154": 12}.items():
         model = zoo.build("photos", name)
         pattern = zoo.card("photos", name)["skip"]["branches"]
-        from irattack.skip import named
+        from irattack.attacks.skip import named
 
         assert len(named(model.body, pattern)) == blocks  # type: ignore[arg-type]
     assert BasicBlock.expansion == 1
@@ -398,7 +398,7 @@ def test_an_uncovered_border_is_in_no_set() -> None:
     piece = Interaction(lam=1, samples=2, cells=9, grid=3, border="uncovered")
     delta = torch.ones(1, 3, 16, 16)
     _, inside, outside = piece.terms(delta, ["a"], 1, Draws(0))
-    from irattack.objective import to_pixels
+    from irattack.attacks.objective import to_pixels
 
     pixels = [to_pixels(t.sets, 16, 16, t.side)[0, 0] for t in (inside, outside)]  # type: ignore[arg-type]
     assert pixels[0][:15, :15].all()

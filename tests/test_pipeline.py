@@ -10,14 +10,17 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from irattack import evaluation, pipeline, report, steps, store
-from irattack.cell import Cell, set_tf32
+from irattack.attacks.losses import margin
+from irattack.commands.settings import register_resolvers
 from irattack.data import photos
 from irattack.data.images import Candidates
 from irattack.errors import InputError
-from irattack.losses import margin
 from irattack.models import zoo
-from irattack.settings import register_resolvers
+from irattack.pipeline import run as pipeline
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline import steps, store
+from irattack.pipeline.cell import Cell, set_tf32
+from irattack.results import report
 
 QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "block=8"]
 

@@ -10,10 +10,10 @@ import yaml
 from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
-from irattack.attack import Attack
-from irattack.cell import Cell, plain
+from irattack.attacks.loop import Attack
+from irattack.commands.settings import check, number, register_resolvers
 from irattack.models import zoo
-from irattack.settings import check, number, register_resolvers
+from irattack.pipeline.cell import Cell, plain
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = zoo.names("photos")

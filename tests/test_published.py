@@ -14,11 +14,11 @@ from hydra import compose, initialize_config_dir
 from safetensors.torch import save_file
 from torch import nn
 
-from irattack import settings
-from irattack.cell import Cell
+from irattack.commands import settings
 from irattack.errors import InputError
 from irattack.models import published, zoo
 from irattack.models.network import Network, networks
+from irattack.pipeline.cell import Cell
 
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 HALF = ((0.5,) * 3, (0.5,) * 3)

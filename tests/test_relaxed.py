@@ -4,11 +4,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from irattack.attack import Attack, perturbations
-from irattack.losses import margin_loss
-from irattack.norms import Free
-from irattack.pieces import LengthPenalty, Momentum, StopAtLength
-from irattack.randomness import Draws
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.losses import margin_loss
+from irattack.attacks.norms import Free
+from irattack.attacks.pieces import LengthPenalty, Momentum, StopAtLength
+from irattack.attacks.randomness import Draws
 
 STEP_SIZE = 0.2
 

@@ -12,12 +12,16 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
-from irattack import analysis, interactions, pipeline, propositions, reproduce, settings, store
-from irattack.cell import Cell
+from irattack.attacks.pieces import GaussianNoise
+from irattack.attacks.randomness import Draws
+from irattack.commands import reproduce, settings
 from irattack.errors import InputError
+from irattack.interactions import cells as interactions
+from irattack.interactions import proofs as propositions
 from irattack.models import zoo
-from irattack.pieces import GaussianNoise
-from irattack.randomness import Draws
+from irattack.pipeline import analysis, store
+from irattack.pipeline import run as pipeline
+from irattack.pipeline.cell import Cell
 
 SMALL = [
     *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
@@ -147,7 +151,7 @@ def test_propositions_are_differences_of_the_right_attacks(
     one = cell(folder)
     definition = reproduce.load_definition("propositions") | {"steps": 2}
     for loss in ("ce", "margin"):
-        found = propositions.measured(one, definition, loss)
+        found = analysis.measured(one, definition, loss)
         where = (data.loss == loss) & data.claim.str.startswith("Proposition 1")
         for scale in ("own", "equal"):
             row = data[where & (data.lengths == scale)].iloc[0]

@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from irattack import analysis, pipeline, status, steps, store
+from irattack.commands import status
 from irattack.data import photos
 from irattack.data.images import Candidates
 from irattack.errors import InputError
 from irattack.models import zoo
+from irattack.pipeline import analysis, steps, store
+from irattack.pipeline import run as pipeline
 from tests import forked
 from tests.forked import Process
 

@@ -11,7 +11,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from submitit.slurm.slurm import SlurmJob
 
-from irattack import reproduce
+from irattack.commands import reproduce
 from irattack.models import zoo
 from tests.slurm import Slurm, absent, running, wait_for
 
@@ -39,7 +39,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def make(folder: Path, *options: str) -> int:
-    """The exit status of `python -m irattack.reproduce table1`, run in this process."""
+    """The exit status of `python -m irattack.commands.reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce", "table1", *SMALL, f"output={folder}", *options])
         try:

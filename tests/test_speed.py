@@ -12,14 +12,14 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from irattack import bench, estimate, reproduce, settings, speed
-from irattack.attack import Attack
-from irattack.cell import Cell
+from irattack.attacks.loop import Attack
+from irattack.attacks.norms import Linf
+from irattack.attacks.objective import gradient, to_pixels
+from irattack.attacks.pieces import Interaction
+from irattack.attacks.randomness import Draws
+from irattack.commands import bench, estimate, reproduce, settings, speed
 from irattack.models import zoo
-from irattack.norms import Linf
-from irattack.objective import gradient, to_pixels
-from irattack.pieces import Interaction
-from irattack.randomness import Draws
+from irattack.pipeline.cell import Cell
 
 
 @pytest.fixture(autouse=True)

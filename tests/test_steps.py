@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from irattack import steps, store
+from irattack.pipeline import steps, store
 
 
 @pytest.fixture

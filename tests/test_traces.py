@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from irattack.attack import Attack, perturbations
-from irattack.norms import L2, Linf, Norm
-from irattack.pieces import GaussianKernel, GaussianNoise, Interaction, Momentum
-from irattack.randomness import Draws
-from irattack.skip import SkipGradient
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.norms import L2, Linf, Norm
+from irattack.attacks.pieces import GaussianKernel, GaussianNoise, Interaction, Momentum
+from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
 
 DATA = Path(__file__).parent / "data"
 sys.path.insert(0, str(DATA))

@@ -20,10 +20,10 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from irattack.cli import one_sentence
+from irattack.commands.cli import one_sentence
 from irattack.errors import InputError
 from irattack.models.slim import inception_v3
-from irattack.store import sha256, write_arrays
+from irattack.pipeline.store import sha256, write_arrays
 
 Entries = list[tuple[str, np.ndarray]]
 PREFIX = r"(?:Ens[34]AdvInceptionV3/){1,2}"

@@ -22,7 +22,7 @@ from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from irattack.errors import InputError
-from irattack.store import sha256
+from irattack.hashing import sha256
 
 SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
 

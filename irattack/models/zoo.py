@@ -13,8 +13,8 @@ from omegaconf import OmegaConf
 from torch import nn
 
 from irattack.errors import InputError, unknown
+from irattack.hashing import key, sha256
 from irattack.models.network import Ensemble, Network
-from irattack.store import key, sha256
 
 CONF = Path(__file__).resolve().parents[2] / "conf"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from irattack.losses import strongest_rival
+from irattack.attacks.losses import strongest_rival
 
 Value = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]

@@ -19,10 +19,10 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from irattack.losses import cross_entropy
-from irattack.norms import Norm
-from irattack.objective import Term, Transform, Value, gradient
-from irattack.pieces import (
+from irattack.attacks.losses import cross_entropy
+from irattack.attacks.norms import Norm
+from irattack.attacks.objective import Term, Transform, Value, gradient
+from irattack.attacks.pieces import (
     GaussianKernel,
     GaussianNoise,
     Interaction,
@@ -31,8 +31,8 @@ from irattack.pieces import (
     Momentum,
     StopAtLength,
 )
-from irattack.randomness import Draws
-from irattack.skip import SkipGradient
+from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
 
 
 @dataclass(frozen=True)

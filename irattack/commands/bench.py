@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from irattack.cli import one_sentence, tidy_arguments
+from irattack.commands.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     import hydra
@@ -31,18 +31,20 @@ with one_sentence():
     from torch import Tensor, nn
     from tqdm import tqdm
 
-    from irattack import evaluation, speed, steps, store
-    from irattack.attack import Attack, perturbations
-    from irattack.cell import Cell, device, prepare, without_tf32
+    from irattack.attacks.loop import Attack, perturbations
+    from irattack.attacks.losses import margin, strongest_rival
+    from irattack.attacks.norms import Linf
+    from irattack.attacks.randomness import Draws
+    from irattack.commands import speed
+    from irattack.commands.settings import check, register_resolvers
     from irattack.data import photos
     from irattack.errors import InputError
-    from irattack.losses import margin, strongest_rival
     from irattack.models import zoo
     from irattack.models.network import networks
-    from irattack.norms import Linf
-    from irattack.pipeline import to_frame
-    from irattack.randomness import Draws
-    from irattack.settings import check, register_resolvers
+    from irattack.pipeline import statistics as evaluation
+    from irattack.pipeline import steps, store
+    from irattack.pipeline.cell import Cell, device, prepare, without_tf32
+    from irattack.pipeline.run import to_frame
 
 
 def per_image(

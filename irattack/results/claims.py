@@ -8,11 +8,13 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from irattack import analysis, evaluation, store
-from irattack.cell import Cell
-from irattack.pipeline import rows
-from irattack.propositions import CLAIMS, measured
-from irattack.report import NAMES, PAPER, caption, method_name, publish
+from irattack.interactions.proofs import CLAIMS
+from irattack.pipeline import analysis, store
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline.analysis import measured
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.run import rows
+from irattack.results.report import NAMES, PAPER, caption, method_name, publish
 
 Definition = dict[str, Any]
 

@@ -19,10 +19,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irattack.losses import margin
-from irattack.norms import l2_length
-from irattack.objective import Term, Value
-from irattack.randomness import Draws
+from irattack.attacks.losses import margin
+from irattack.attacks.norms import l2_length
+from irattack.attacks.objective import Term, Value
+from irattack.attacks.randomness import Draws
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,17 +8,14 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irattack import analysis, interactions, losses, pipeline, store
-from irattack.attack import Attack, perturbations
-from irattack.cell import PRECISIONS, VERSION, Cell, prepare, to_device
-from irattack.norms import Free, l2_length
-from irattack.pieces import GaussianNoise, Momentum
-from irattack.randomness import Draws
-from irattack.settings import number
+from irattack.attacks import losses
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.norms import Free, l2_length, of_length
+from irattack.attacks.pieces import GaussianNoise, Momentum
+from irattack.attacks.randomness import Draws
 
 CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
     "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
@@ -65,43 +62,4 @@ def perturb(
         ]
         found[name] = torch.cat(parts)
     noise = draws.normal(ids, 0, "noise", x.shape[1:]).to(x)
-    return found | {"noise": analysis.of_length(noise, l2_length(found["multi"]))}
-
-
-def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.ndarray]:
-    """Contributions (N, L, L) and lengths (N,) of each attack of the proofs.
-
-    `own multi` is of the perturbation as in the proof, `equal multi` of the same scaled to the
-    length of the multi-step attack's, `length multi` its ‖δ‖₂; so for every attack.
-    """
-    cfg = cell.cfg
-    settings = {
-        **{key: definition[key] for key in ("step_size", "steps")},
-        **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": number(cfg.benchmark.sigma)},
-    }
-    facts = {
-        "version": [analysis.VERSION, VERSION, PRECISIONS[cfg.precision]],
-        "images": cell.images_facts,
-        "source": cell.identity(cfg.source),
-        "settings": settings,
-        **{"grid": cfg.grid, "seed": cfg.seed},
-    }
-
-    def compute() -> dict[str, np.ndarray]:
-        images = pipeline.chosen_images(cell)
-        model = cell.build(cfg.source)
-        x = to_device(images.pixels, cfg)
-        y = torch.from_numpy(images.labels).to(x.device)
-        found = perturb(settings, model, x, y, images.ids, cfg.seed)
-        length, arrays = l2_length(found["multi"]), {}
-        for attack, delta in found.items():
-            arrays[f"length {attack}"] = l2_length(delta).flatten().cpu().numpy()
-            for scale, scaled in (("own", delta), ("equal", analysis.of_length(delta, length))):
-                values = interactions.contributions(model, x, scaled, y, cfg.grid, cfg.micro_batch)
-                arrays[f"{scale} {attack}"] = values.numpy()
-        return arrays
-
-    prepare(cfg)
-    folder = cell.root / "interactions" / "propositions"
-    path = folder / f"{cfg.source}-{store.key(facts)}.safetensors"
-    return store.remembered(path, facts | pipeline.pixels(cell), compute)
+    return found | {"noise": of_length(noise, l2_length(found["multi"]))}

@@ -11,10 +11,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from irattack import evaluation, interactions, pipeline, steps, store
-from irattack.cell import Cell, prepare, to_device
+from irattack.attacks.norms import l2_length, of_length
+from irattack.commands.settings import number
 from irattack.data.images import Images
-from irattack.norms import l2_length
+from irattack.interactions import cells as interactions
+from irattack.interactions.proofs import perturb
+from irattack.pipeline import run as pipeline
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline import steps, store
+from irattack.pipeline.cell import PRECISIONS, Cell, prepare, to_device
+from irattack.pipeline.cell import VERSION as CELL_VERSION
 
 VERSION = 1  # raise it when the same configuration starts to give other values
 
@@ -45,11 +51,6 @@ def last_step(cell: Cell) -> Last:
     x = to_device(images.pixels, cell.cfg)
     y = torch.from_numpy(images.labels).to(x.device)
     return Last(images, x, y, torch.cat(frames) - x)
-
-
-def of_length(delta: Tensor, length: float | Tensor) -> Tensor:
-    """Perturbations scaled to an L2 length, one for all or (B, 1, 1, 1); zero stays zero."""
-    return delta * (length / l2_length(delta).clamp_min(1e-12))
 
 
 def contributions(cell: Cell, length: float | None = None) -> np.ndarray:
@@ -101,3 +102,42 @@ def interaction_record(cell: Cell, length: float | None = None) -> dict[str, Any
         "ci_high": high,
         "per_pair": float(interactions.per_pair(torch.tensor(mean), cell.cfg.grid)),
     }
+
+
+def measured(cell: Cell, definition: dict[str, Any], loss: str) -> dict[str, np.ndarray]:
+    """Contributions (N, L, L) and lengths (N,) of each attack of the proofs.
+
+    `own multi` is of the perturbation as in the proof, `equal multi` of the same scaled to the
+    length of the multi-step attack's, `length multi` its ‖δ‖₂; so for every attack.
+    """
+    cfg = cell.cfg
+    settings = {
+        **{key: definition[key] for key in ("step_size", "steps")},
+        **{"loss": loss, "copies": cfg.benchmark.copies, "sigma": number(cfg.benchmark.sigma)},
+    }
+    facts = {
+        "version": [VERSION, CELL_VERSION, PRECISIONS[cfg.precision]],
+        "images": cell.images_facts,
+        "source": cell.identity(cfg.source),
+        "settings": settings,
+        **{"grid": cfg.grid, "seed": cfg.seed},
+    }
+
+    def compute() -> dict[str, np.ndarray]:
+        images = pipeline.chosen_images(cell)
+        model = cell.build(cfg.source)
+        x = to_device(images.pixels, cfg)
+        y = torch.from_numpy(images.labels).to(x.device)
+        found = perturb(settings, model, x, y, images.ids, cfg.seed)
+        length, arrays = l2_length(found["multi"]), {}
+        for attack, delta in found.items():
+            arrays[f"length {attack}"] = l2_length(delta).flatten().cpu().numpy()
+            for scale, scaled in (("own", delta), ("equal", of_length(delta, length))):
+                values = interactions.contributions(model, x, scaled, y, cfg.grid, cfg.micro_batch)
+                arrays[f"{scale} {attack}"] = values.numpy()
+        return arrays
+
+    prepare(cfg)
+    folder = cell.root / "interactions" / "propositions"
+    path = folder / f"{cfg.source}-{store.key(facts)}.safetensors"
+    return store.remembered(path, facts | pipeline.pixels(cell), compute)

@@ -1,7 +1,6 @@
 """Files that are either whole or absent, and names that say what is in them."""
 
 import contextlib
-import hashlib
 import json
 import logging
 import os
@@ -19,20 +18,9 @@ import safetensors.numpy
 from safetensors import SafetensorError
 
 from irattack.errors import InputError
+from irattack.hashing import key, sha256
 
 log = logging.getLogger(__name__)
-
-
-def key(facts: Any) -> str:
-    """A short content hash of anything that JSON can express."""
-    text = json.dumps(facts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 @contextlib.contextmanager

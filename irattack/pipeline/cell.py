@@ -12,11 +12,11 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
-from irattack import store
 from irattack.data.images import Images
 from irattack.errors import unknown
 from irattack.models import zoo
 from irattack.models.network import in_bfloat16, networks
+from irattack.pipeline import store
 
 VERSION = 2  # raise it when the same configuration starts to give other perturbations
 PRECISIONS = {  # how models compute; images, losses and perturbations are always float32

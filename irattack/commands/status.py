@@ -1,6 +1,6 @@
 """`make status`: what of every table and figure is done, and `make clean-cache`: what none needs.
 
-    python -m irattack.status [clean] [name=value …]
+    python -m irattack.commands.status [clean] [name=value …]
 
 Settings are those of `make reproduce-…`; a cell of other settings is another cell.
 """
@@ -12,16 +12,16 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from irattack.cli import one_sentence, tidy_arguments
+from irattack.commands.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     from tabulate import tabulate
 
-    from irattack import store
-    from irattack.cell import Cell, file_name
-    from irattack.pipeline import is_measured, missing_targets
-    from irattack.reproduce import Plan, plans
-    from irattack.settings import register_resolvers
+    from irattack.commands.reproduce import Plan, plans
+    from irattack.commands.settings import register_resolvers
+    from irattack.pipeline import store
+    from irattack.pipeline.cell import Cell, file_name
+    from irattack.pipeline.run import is_measured, missing_targets
 
 CACHES = ("steps", "interactions")
 KINDS = ("steps", "results", "interactions")  # folders whose entries are named by cells

@@ -14,7 +14,7 @@ from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from irattack.cli import stop
+from irattack.commands.cli import stop
 from irattack.errors import InputError
 from irattack.models.zoo import CONF
 
@@ -69,7 +69,7 @@ class Prepare(Callback):
             )
         from submitit.slurm.slurm import SlurmJob
 
-        from irattack.slurm import QueueWatcher
+        from irattack.commands.slurm import QueueWatcher
 
         SlurmJob.watcher = QueueWatcher(self.every_s)
 

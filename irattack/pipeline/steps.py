@@ -14,8 +14,8 @@ from typing import Any
 import blosc2
 import numpy as np
 
-from irattack import store
 from irattack.errors import InputError
+from irattack.pipeline import store
 
 KEYFRAME = 10
 

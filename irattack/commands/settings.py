@@ -15,11 +15,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from irattack.cell import PRECISIONS, cpu_count
-from irattack.cli import one_sentence
+from irattack.attacks.losses import LOSSES
+from irattack.commands.cli import one_sentence
 from irattack.errors import InputError, unknown
-from irattack.losses import LOSSES
 from irattack.models import zoo
+from irattack.pipeline.cell import PRECISIONS, cpu_count
 
 STARTS = ("auto", "random", "zero", "noise")
 

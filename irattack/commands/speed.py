@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from irattack.attack import Attack
-from irattack.randomness import Draws
+from irattack.attacks.loop import Attack
+from irattack.attacks.randomness import Draws
 
 
 def synchronise(device: torch.device) -> None:

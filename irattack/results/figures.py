@@ -16,13 +16,18 @@ import torch
 from matplotlib.figure import Figure
 from scipy import stats
 
-from irattack import analysis, evaluation, hessian, interactions, losses, pipeline, store
-from irattack.cell import VERSION, Cell, prepare, to_device
+from irattack.attacks import losses
+from irattack.attacks.randomness import Draws
+from irattack.commands.settings import number
 from irattack.errors import InputError
-from irattack.propositions import measured
-from irattack.randomness import Draws
-from irattack.report import NAMES, method_name
-from irattack.settings import number
+from irattack.interactions import cells as interactions
+from irattack.interactions import hessian
+from irattack.pipeline import analysis, store
+from irattack.pipeline import run as pipeline
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline.analysis import measured
+from irattack.pipeline.cell import VERSION, Cell, prepare, to_device
+from irattack.results.report import NAMES, method_name
 
 Definition = dict[str, Any]
 STYLE: Any = {

@@ -21,16 +21,17 @@ from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from irattack import evaluation, steps, store
-from irattack.attack import Attack, perturbations
-from irattack.cell import PRECISIONS, Cell, device, plain, prepare, to_device, without_tf32
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.losses import margin
+from irattack.attacks.norms import Norm
+from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
-from irattack.losses import margin
 from irattack.models import zoo
 from irattack.models.network import resized
-from irattack.norms import Norm
-from irattack.randomness import Draws
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline import steps, store
+from irattack.pipeline.cell import PRECISIONS, Cell, device, plain, prepare, to_device, without_tf32
 
 FORMAT = 4  # raise it when results hold something else
 MEASURED = [

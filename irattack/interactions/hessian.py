@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from irattack.objective import Value
+from irattack.attacks.objective import Value
 
 
 class Softplus(nn.Module):

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from irattack.losses import margin, strongest_rival
-from irattack.objective import to_pixels
-from irattack.randomness import Draws
+from irattack.attacks.losses import margin, strongest_rival
+from irattack.attacks.objective import to_pixels
+from irattack.attacks.randomness import Draws
 
 Sets = Callable[[Tensor, Tensor], Tensor]  # images (b,), numbers of sets (b,) -> (b, L, L) bool
 

@@ -1,6 +1,6 @@
 """`make estimate`: the hours and the disk that each table and figure takes on this device.
 
-    python -m irattack.estimate [name=value …]
+    python -m irattack.commands.estimate [name=value …]
 
 The networks are timed here, for a few seconds each, with random weights: bare passes at their best
 batch. A table's cells say how many passes they need (probes of the attack, steps, images, targets);
@@ -12,7 +12,7 @@ import sys
 from dataclasses import dataclass
 from typing import Any
 
-from irattack.cli import one_sentence, tidy_arguments
+from irattack.commands.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     import torch
@@ -20,11 +20,11 @@ with one_sentence():
     from tabulate import tabulate
     from tqdm import tqdm
 
-    from irattack import speed
-    from irattack.bench import cache_speed, cpu_name
-    from irattack.cell import PRECISIONS, Cell, device, prepare
-    from irattack.reproduce import Plan, plans
-    from irattack.settings import register_resolvers
+    from irattack.commands import speed
+    from irattack.commands.bench import cache_speed, cpu_name
+    from irattack.commands.reproduce import Plan, plans
+    from irattack.commands.settings import register_resolvers
+    from irattack.pipeline.cell import PRECISIONS, Cell, device, prepare
 
 BATCHES = {"cpu": [8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
 

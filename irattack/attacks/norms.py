@@ -36,6 +36,11 @@ def l2_length(t: Tensor) -> Tensor:
     return torch.linalg.vector_norm(t, dim=(1, 2, 3), keepdim=True)
 
 
+def of_length(delta: Tensor, length: float | Tensor) -> Tensor:
+    """Perturbations scaled to an L2 length, one for all or (B, 1, 1, 1); zero stays zero."""
+    return delta * (length / l2_length(delta).clamp_min(1e-12))
+
+
 @dataclass(frozen=True)
 class Linf:
     """‖δ‖_∞ ≤ eps, steps of step_size along the sign of the gradient."""

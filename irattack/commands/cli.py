@@ -92,7 +92,7 @@ def _explain(error: HydraException | OmegaConfBaseException) -> str:
 def _unknown_setting(name: str) -> str:
     if name == "piece":
         return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
-    conf = Path(__file__).parents[1] / "conf"
+    conf = Path(__file__).parents[2] / "conf"
     keys = re.findall(r"^(\w+):", (conf / "config.yaml").read_text(), re.M)
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
     near = get_close_matches(name, names, n=3, cutoff=0.5)

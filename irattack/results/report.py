@@ -8,9 +8,10 @@ import pandas as pd
 from omegaconf import OmegaConf
 from tabulate import tabulate
 
-from irattack import evaluation, store
-from irattack.cell import PRECISIONS, Cell
-from irattack.pipeline import rows
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline import store
+from irattack.pipeline.cell import PRECISIONS, Cell
+from irattack.pipeline.run import rows
 
 PAPER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]

@@ -1,4 +1,4 @@
-"""`python -m irattack.reproduce table1 [name=value …]`: runs what it lacks, then makes it.
+"""`python -m irattack.commands.reproduce table1 [name=value …]`: runs what it lacks, then makes it.
 
 Each is a yaml in conf/table or conf/figure: lists of norms, attacks and sources whose products are
 its cells, and the function that writes it. The cells are run by one multirun of Hydra, with
@@ -14,20 +14,20 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from irattack.cli import one_sentence, tidy_arguments
+from irattack.commands.cli import one_sentence, tidy_arguments
 
 with one_sentence():
     from hydra import compose, initialize_config_dir
     from hydra.utils import get_method
     from omegaconf import OmegaConf
 
-    from irattack.__main__ import job
-    from irattack.cell import Cell
+    from irattack.commands.launch import as_sweep, failures, of_launcher
+    from irattack.commands.run import job
+    from irattack.commands.settings import check, register_resolvers
     from irattack.errors import InputError, unknown
-    from irattack.launch import as_sweep, failures, of_launcher
     from irattack.models.zoo import CONF
-    from irattack.pipeline import missing_targets
-    from irattack.settings import check, register_resolvers
+    from irattack.pipeline.cell import Cell
+    from irattack.pipeline.run import missing_targets
 
 
 BASIC = ("norm", "source", "attack")
