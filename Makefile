@@ -31,22 +31,23 @@ setup: .venv/synced ## install everything into .venv with uv
 test: lint ## lint, then run the tests
 	$(RUN) -m pytest
 
-lint: setup ## ruff and mypy
+lint: setup ## ruff, mypy and the contract of imports
 	.venv/bin/ruff check .
 	.venv/bin/ruff format --check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 bench: setup ## time the IR attack against the limit of this device, to outputs/bench.json
-	$(RUN) -m irattack.commands.bench $(EXTRA)
+	$(RUN) -m irattack bench $(EXTRA)
 
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
-	$(RUN) -m irattack.commands.estimate $(EXTRA)
+	$(RUN) -m irattack estimate $(EXTRA)
 
 status: setup ## what of every table and figure is done, pending or broken, and its size
-	$(RUN) -m irattack.commands.status $(EXTRA)
+	$(RUN) -m irattack status $(EXTRA)
 
 clean-cache: setup ## remove what no table or figure needs with these settings
-	$(RUN) -m irattack.commands.status clean $(EXTRA)
+	$(RUN) -m irattack clean $(EXTRA)
 
 clean: ## remove outputs and caches; .venv stays
 	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
@@ -55,9 +56,9 @@ train-photos: setup ## retrain the networks of benchmark=photos and report their
 	$(RUN) -m scripts.train_photos $(EXTRA)
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
-	$(RUN) -m irattack.commands.reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+	$(RUN) -m irattack reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
 
 $(TABLES:%=aggregate-%): aggregate-%: setup
-	$(RUN) -m irattack.commands.reproduce $* --aggregate $(EXTRA)
+	$(RUN) -m irattack aggregate $* $(EXTRA)
 
 reproduce-all: $(TABLES:%=reproduce-%) ## every table and figure

@@ -15,36 +15,39 @@ import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import hydra
+import numpy as np
+import torch
+import torch.nn.functional as F
+from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
+from tabulate import tabulate
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.losses import margin, strongest_rival
+from irattack.attacks.norms import Linf
+from irattack.attacks.randomness import Draws
+from irattack.commands import speed
 from irattack.commands.cli import one_sentence, tidy_arguments
-
-with one_sentence():
-    import hydra
-    import numpy as np
-    import torch
-    import torch.nn.functional as F
-    from hydra.utils import instantiate
-    from omegaconf import DictConfig, OmegaConf
-    from tabulate import tabulate
-    from torch import Tensor, nn
-    from tqdm import tqdm
-
-    from irattack.attacks.loop import Attack, perturbations
-    from irattack.attacks.losses import margin, strongest_rival
-    from irattack.attacks.norms import Linf
-    from irattack.attacks.randomness import Draws
-    from irattack.commands import speed
-    from irattack.commands.settings import check, register_resolvers
-    from irattack.data import photos
-    from irattack.errors import InputError
-    from irattack.models import zoo
-    from irattack.models.network import networks
-    from irattack.pipeline import statistics as evaluation
-    from irattack.pipeline import steps, store
-    from irattack.pipeline.cell import Cell, device, prepare, without_tf32
-    from irattack.pipeline.run import to_frame
+from irattack.commands.settings import check, register_resolvers
+from irattack.conf import CONF
+from irattack.data import photos
+from irattack.errors import InputError
+from irattack.models import zoo
+from irattack.models.network import networks
+from irattack.pipeline import files
+from irattack.pipeline import statistics as evaluation
+from irattack.pipeline.artifact import provenance
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.codec import kept_frames, read_frames
+from irattack.pipeline.compute import build, device, prepare, without_tf32
+from irattack.pipeline.worker import to_frame
 
 
 def per_image(
@@ -85,7 +88,7 @@ class Contest:
         self.start = (torch.rand_like(self.x) - 0.5) / 255
         term = instantiate(cell.steps_facts["attack"]["interaction"])
         self.attack = Attack(Linf(16 / 255, 2 / 255), 1, interaction=term)
-        self.fast = cell.build(cell.cfg.source, "source")
+        self.fast = build(cell, cell.cfg.source, "source")
 
     def ours(self, micro_batch: int) -> Callable[[], object]:
         """One step of the pipeline's attack on all images."""
@@ -156,7 +159,7 @@ class Contest:
 
     def compiled(self, images: Tensor, bare: Callable[[], object]) -> dict[str, float]:
         """What torch.compile gains on the bare passes."""
-        other = self.cell.build(self.cell.cfg.source, "source")
+        other = build(self.cell, self.cell.cfg.source, "source")
         for part in networks(other):
             part.body.compile()
         work = speed.forward_backward(other, images)
@@ -186,16 +189,16 @@ def cache_speed(where: torch.device, folder: Path, length: int = 20) -> dict[str
     rates: dict[str, list[float]] = {"write": [], "read": []}
     for _ in range(5):
         begin = time.perf_counter()
-        for _frame in steps.kept_frames(path, pixels, frames, range(length), {}, {}):
+        keep = partial(files.write_bytes, path)
+        for _frame in kept_frames(pixels, frames, range(length), keep):
             pass
         rates["write"].append(raw / (time.perf_counter() - begin))
         begin = time.perf_counter()
-        for _frame in steps.read_shard(path, pixels):
+        for _frame in read_frames(path, pixels, length):
             pass
         rates["read"].append(raw / (time.perf_counter() - begin))
     ratio = path.stat().st_size / 1e6 / raw
     path.unlink()
-    store.card_of(path).unlink()
     return {
         "ratio": round(ratio, 4),
         "write_mb_per_s": round(statistics.median(rates["write"]), 1),
@@ -261,14 +264,14 @@ def bench(cfg: DictConfig) -> str:
         "precision": cfg.precision,
         "per_image_precision": "fp32",
         "threads": cfg.threads,
-        **store.provenance(),
+        **provenance(),
         "rounds": cfg.rounds,
         "networks": results,
         "cache": cache,
         "leave_one_out_100x1000_seven_targets_s": leave_one_out_seconds(),
         "peak_memory_of_the_bench_mb": peak_memory_mb(where),
     }
-    store.write_json(path, whole)
+    files.write_json(path, whole)
     heads = ["network", "probes", "batch", "limit", "attack", "per image", "of limit", "speed-up"]
     lines = [
         [
@@ -298,16 +301,17 @@ def cpu_name() -> str:
     return next((line.split(":")[1].strip() for line in lines if "model name" in line), "cpu")
 
 
-@hydra.main(config_path=str(zoo.CONF), config_name="bench", version_base="1.3")
-def main(cfg: DictConfig) -> None:
+@hydra.main(config_path=str(CONF), config_name="bench", version_base="1.3")
+def run(cfg: DictConfig) -> None:
     """Runs the benchmark and prints its table."""
     with one_sentence():
         OmegaConf.resolve(cfg)
         print(bench(cfg))
 
 
-if __name__ == "__main__":
+def main() -> None:
+    """The entry point."""
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        main()
+        run()

@@ -8,7 +8,6 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
-from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import (
@@ -19,6 +18,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
+from irattack.conf import CONF
 from irattack.errors import InputError, unknown
 
 STORAGE = {
@@ -92,8 +92,7 @@ def _explain(error: HydraException | OmegaConfBaseException) -> str:
 def _unknown_setting(name: str) -> str:
     if name == "piece":
         return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
-    conf = Path(__file__).parents[2] / "conf"
-    keys = re.findall(r"^(\w+):", (conf / "config.yaml").read_text(), re.M)
+    keys = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.M)
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""

@@ -1,6 +1,6 @@
 """`make estimate`: the hours and the disk that each table and figure takes on this device.
 
-    python -m irattack.commands.estimate [name=value …]
+    python -m irattack estimate [name=value …]
 
 The networks are timed here, for a few seconds each, with random weights: bare passes at their best
 batch. A table's cells say how many passes they need (probes of the attack, steps, images, targets);
@@ -10,21 +10,22 @@ is counted once in the total.
 
 import sys
 from dataclasses import dataclass
-from typing import Any
 
+import torch
+from hydra.utils import instantiate
+from tabulate import tabulate
+from tqdm import tqdm
+
+from irattack.commands import speed
+from irattack.commands.bench import cache_speed, cpu_name
 from irattack.commands.cli import one_sentence, tidy_arguments
-
-with one_sentence():
-    import torch
-    from hydra.utils import instantiate
-    from tabulate import tabulate
-    from tqdm import tqdm
-
-    from irattack.commands import speed
-    from irattack.commands.bench import cache_speed, cpu_name
-    from irattack.commands.reproduce import Plan, plans
-    from irattack.commands.settings import register_resolvers
-    from irattack.pipeline.cell import PRECISIONS, Cell, device, prepare
+from irattack.commands.plans import Plan, plans
+from irattack.commands.settings import register_resolvers
+from irattack.pipeline.cell import PRECISIONS, Cell
+from irattack.pipeline.compute import build, device, prepare
+from irattack.pipeline.job import Job
+from irattack.pipeline.measures import OfAttack
+from irattack.pipeline.results import Results
 
 BATCHES = {"cpu": [8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
 
@@ -45,7 +46,7 @@ def timed(cells: list[Cell], least: float) -> Speeds:
     where, size = device(one.cfg), one.cfg.benchmark.size
     batches = BATCHES[where.type]
     for name in tqdm({**sources, **targets}, desc="timing", leave=False, disable=None):
-        model = one.build(name, "source")
+        model = build(one, name, "source")
         if name in sources:
             kind = speed.forward_backward
             rate = speed.best_rate(kind, model, size, where, batches, least)
@@ -68,25 +69,30 @@ def evaluation_seconds(cell: Cell, speeds: Speeds) -> float:
     return sum(images / speeds.forward[target] for target in cell.targets)
 
 
-def analysis_seconds(cell: Cell, definition: dict[str, Any], speeds: Speeds) -> float:
-    """Forward passes in which interactions are measured, on the source."""
-    grid, images = cell.cfg.grid, cell.cfg.images
-    each = 2 * grid**2 + 2  # sets of `interactions.contributions`
-    kind = definition.get("write", "").rsplit(".", 1)[-1]
-    passes = {
-        "table4": images * each,
-        "equal_length": images * each,
-        "fig1": images * each,
-        "fig2": definition.get("drawn", 0) * 8 * grid * (grid - 1) * definition.get("contexts", 0),
-        "fig5": 3 * images * each,
-        "propositions": 2 * 5 * 2 * images * each,  # losses, attacks, lengths
-    }.get(kind, 0)
-    return passes / speeds.forward[cell.cfg.source]
-
-
 def cache_bytes(cell: Cell, ratio: float) -> float:
     """Of the step cache, for cache.steps as it is set."""
     return cell.cfg.images * len(cell.kept) * 3 * cell.cfg.benchmark.size**2 * ratio
+
+
+Work = dict[tuple, tuple[float, float, float, float]]
+
+
+def work_of(job: Job, speeds: Speeds, ratio: float) -> Work:
+    """Seconds of attack, evaluation and analysis, and bytes, by what all tables do once."""
+    cell, found = job.cell, Work()
+    if isinstance(job, Results | OfAttack):
+        size = cache_bytes(cell, ratio)
+        found["attack", cell.key] = (attack_seconds(cell, speeds), 0.0, 0.0, size)
+    if isinstance(job, Results):
+        found["targets", cell.key, *cell.targets] = (
+            0.0,
+            evaluation_seconds(cell, speeds),
+            0.0,
+            0.0,
+        )
+    analysis = job.passes / speeds.forward[cell.cfg.source]
+    found["job", job.artifact(job.names[0]).path] = (0.0, 0.0, analysis, 0.0)
+    return found
 
 
 def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
@@ -95,24 +101,15 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
     prepare(cells[0].cfg)
     speeds, cfg = timed(cells, least), cells[0].cfg
     ratio = cache_speed(device(cfg), cells[0].root)["ratio"]
-    lines, total = [], dict[str, tuple[float, float, float]]()
-    extra_total = 0.0
+    lines, together = [], Work()
     for name, table in tables.items():
-        runs = table.cells if table.runs else []
-        work = {
-            cell.key + str(cell.targets): (
-                attack_seconds(cell, speeds),
-                evaluation_seconds(cell, speeds),
-                cache_bytes(cell, ratio),
-            )
-            for cell in runs
-        }
-        extra = sum(analysis_seconds(cell, table.definition, speeds) for cell in table.cells)
-        total |= work
-        extra_total += extra
-        lines.append([name, len(runs), *summed(work, extra)])
-    lines.append(["together", len(total), *summed(total, extra_total)])
-    heads = ["table or figure", "cells", "attack h", "evaluation h", "analysis h", "h", "GB"]
+        work = Work()
+        for job in table.jobs:
+            work |= work_of(job, speeds, ratio)
+        together |= work
+        lines.append([name, len(table.jobs), *summed(work)])
+    lines.append(["together", sum(key[0] == "job" for key in together), *summed(together)])
+    heads = ["table or figure", "jobs", "attack h", "evaluation h", "analysis h", "h", "GB"]
     where = device(cfg)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
     rates = [[network, speeds.probe.get(network), rate] for network, rate in speeds.forward.items()]
@@ -124,17 +121,15 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
         f"{tabulate(lines, heads, floatfmt='.2f')}\n\n"
         f"A step cache of {100 * ratio:.0f} % of raw frames; cache.steps=none needs no disk. Not "
         "counted: loading, the Hessians of fig4, and the attacks of fig5 and propositions. "
-        "Rates are of bare passes at the best batch, so that hours are a lower bound. A cell in "
-        "several tables counts once in `together`."
+        "Rates are of bare passes at the best batch, so that hours are a lower bound. Work that "
+        "several tables share counts once in `together`."
     )
 
 
-def summed(work: dict[str, tuple[float, float, float]], extra: float) -> list[float]:
+def summed(work: Work) -> list[float]:
     """Hours of attack, evaluation and analysis, their sum, and gigabytes."""
-    attack, evaluation, size = (
-        (sum(values) for values in zip(*work.values(), strict=True)) if (work) else (0.0, 0.0, 0.0)
-    )
-    hours = [attack / 3600, evaluation / 3600, extra / 3600]
+    *seconds, size = (sum(values) for values in zip(*work.values(), strict=True))
+    hours = [each / 3600 for each in seconds]
     return [*hours, sum(hours), size / 1e9]
 
 
@@ -145,7 +140,3 @@ def main() -> None:
     with one_sentence():
         given = ["benchmark=imagenet", "pretrained=false", *sys.argv[1:]]
         print(estimate(plans(given)))
-
-
-if __name__ == "__main__":
-    main()

@@ -15,8 +15,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from irattack.commands.cli import stop
+from irattack.conf import CONF
 from irattack.errors import InputError
-from irattack.models.zoo import CONF
 
 OURS = (InputError, OSError, HydraException, OmegaConfBaseException)  # have a sentence already
 
@@ -33,7 +33,8 @@ def as_sweep(choices: list[dict[str, Any]]) -> str:
         node = OmegaConf.create({"defaults": defaults})
         for key in choice.keys() - groups.keys():
             OmegaConf.update(node, key, choice[key])
-        names.append("-".join(re.sub(r"[^\w.]", "_", str(value)) for value in choice.values()))
+        told = [value for key, value in choice.items() if key not in ("jobs", "targets")]
+        names.append("-".join(re.sub(r"[^\w.]", "_", str(value)) for value in told))
         ConfigStore.instance().store(group="cell", name=names[-1], node=node, package="_global_")
     return f"+cell={','.join(names)}"
 

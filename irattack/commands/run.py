@@ -1,21 +1,19 @@
-"""`python -m irattack`: one cell from start to end, or with -m a cell for each combination."""
+"""One cell from start to end, or with -m a cell for each combination."""
 
 import logging
 import socket
 
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
+
 from irattack.commands.cli import one_sentence, tidy_arguments
-
-with one_sentence():
-    import hydra
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import DictConfig
-
-    from irattack.commands.launch import failures, in_worker
-    from irattack.commands.settings import check, register_resolvers, without_effect
-    from irattack.models.zoo import CONF
-    from irattack.pipeline.cell import Cell, device
-    from irattack.pipeline.run import rows, run
-    from irattack.results.report import render
+from irattack.commands.launch import failures, in_worker
+from irattack.commands.settings import check, register_resolvers, without_effect
+from irattack.conf import CONF
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.job import ensure, jobs_of
+from irattack.pipeline.results import Results, rows
 
 log = logging.getLogger(__name__)
 
@@ -31,13 +29,14 @@ def job(cfg: DictConfig) -> None:
         with one_sentence():
             measure(cfg)
         return
-    log.info("%s from %s starts on %s.", cfg.attack.name, cfg.source, socket.gethostname())
+    what = f"{cfg.attack.name} from {cfg.source}"
+    log.info("%s starts on %s.", what, socket.gethostname())
     try:
         measure(cfg)
     except Exception:
-        log.exception("%s from %s failed.", cfg.attack.name, cfg.source)
+        log.exception("%s failed.", what)
         raise
-    log.info("%s from %s is done.", cfg.attack.name, cfg.source)
+    log.info("%s is done.", what)
 
 
 def measure(cfg: DictConfig) -> None:
@@ -47,17 +46,31 @@ def measure(cfg: DictConfig) -> None:
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
-    if cfg.precision == "tf32" and device(cfg).type != "cuda":
-        log.warning("precision=tf32 has no effect: there is no CUDA device.")
     cell = Cell(cfg)
-    waiting = run(cell)
-    if waiting:
-        print(f"{cell.label}: shard={cfg.shard} is done, {len(waiting)} shards of others are not.")
-        return
+    for one in jobs_of(cell):
+        if not one.missing():
+            continue
+        if in_worker():
+            log.info("%s: %s.", cell.title, one.kind)
+        if waiting := ensure(one):
+            print(
+                f"{cell.label}: shard={cfg.shard} of the {one.kind} is done, "
+                f"{len(waiting)} shards of others are not."
+            )
+            return
+    if any(isinstance(one, Results) for one in jobs_of(cell)):
+        show(cell)
+
+
+def show(cell: Cell) -> None:
+    """Prints the results of a cell."""
+    from irattack.results.tables import render
+
     results = rows(cell)
     print(render(results))
     short = results.below_tau.max()
-    if short == short:  # not NaN
+    if short == short and short is not None:  # not NaN
+        cfg = cell.cfg
         print(f"{short:.0f} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
 
 
@@ -67,7 +80,3 @@ def main() -> None:
     register_resolvers()
     with one_sentence(), failures():
         job()
-
-
-if __name__ == "__main__":
-    main()

@@ -1,13 +1,13 @@
 """Checks of a configuration before anything is computed, and the values Hydra computes for it."""
 
 import math
+import os
 import re
 from collections.abc import Sequence
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra import compose
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
@@ -15,12 +15,13 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from omegaconf import DictConfig, OmegaConf
 
-from irattack.attacks.losses import LOSSES
 from irattack.commands.cli import one_sentence
+from irattack.conf import CONF
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
-from irattack.pipeline.cell import PRECISIONS, cpu_count
+from irattack.pipeline.cell import PRECISIONS
 
+LOSSES = ("ce", "margin")
 STARTS = ("auto", "random", "zero", "noise")
 
 
@@ -33,6 +34,18 @@ def number(value: Any, name: str = "value") -> float:
     if isinstance(value, bool) or not math.isfinite(result):
         raise InputError(f"{name}={value}: expected a finite number such as 0.5 or 8/255.")
     return result
+
+
+def cpu_count() -> int:
+    """How many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def has_cuda() -> bool:
+    """Whether PyTorch finds a CUDA device."""
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def register_resolvers() -> None:
@@ -50,7 +63,7 @@ def register_resolvers() -> None:
 
 def check(cfg: DictConfig) -> None:
     """Raises InputError for the first setting that cannot be used."""
-    benchmarks = sorted(path.stem for path in (zoo.CONF / "benchmark").glob("*.yaml"))
+    benchmarks = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
     if cfg.benchmark.name not in benchmarks:
         raise unknown("benchmark.name", cfg.benchmark.name, benchmarks)
     zoo.card(cfg.benchmark.name, cfg.source)
@@ -125,7 +138,7 @@ def check(cfg: DictConfig) -> None:
         raise unknown("precision", cfg.precision, PRECISIONS)
     if cfg.device not in ("auto", "cpu", "cuda"):
         raise unknown("device", cfg.device, ("auto", "cpu", "cuda"))
-    if cfg.device == "cuda" and not torch.cuda.is_available():
+    if cfg.device == "cuda" and not has_cuda():
         raise InputError(
             "device=cuda: PyTorch finds no CUDA device; use device=cpu or device=auto."
         )

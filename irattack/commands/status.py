@@ -1,6 +1,7 @@
-"""`make status`: what of every table and figure is done, and `make clean-cache`: what none needs.
+"""What of every table and figure is done, and cleaning away what none needs.
 
-    python -m irattack.commands.status [clean] [name=value …]
+    python -m irattack status [name=value …]
+    python -m irattack clean [name=value …]
 
 Settings are those of `make reproduce-…`; a cell of other settings is another cell.
 """
@@ -9,22 +10,22 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
+from tabulate import tabulate
+
 from irattack.commands.cli import one_sentence, tidy_arguments
-
-with one_sentence():
-    from tabulate import tabulate
-
-    from irattack.commands.reproduce import Plan, plans
-    from irattack.commands.settings import register_resolvers
-    from irattack.pipeline import store
-    from irattack.pipeline.cell import Cell, file_name
-    from irattack.pipeline.run import is_measured, missing_targets
+from irattack.commands.plans import Plan, plans
+from irattack.commands.settings import register_resolvers
+from irattack.pipeline.job import Job
+from irattack.pipeline.sharded import ByShards
+from irattack.pipeline.steps import is_whole
 
 CACHES = ("steps", "interactions")
-KINDS = ("steps", "results", "interactions")  # folders whose entries are named by cells
+STATES = ("done", "begun", "pending")
 
 
 def size(path: Path) -> int:
@@ -40,77 +41,67 @@ def leftovers(root: Path) -> Iterator[Path]:
     return (path for path in paths if path.is_file() and path.lstat().st_mtime < old)
 
 
-def parts(cell: Cell) -> dict[str, list[Path]]:
-    """What lies of single shards on each target, until it is merged."""
-    return {
-        target: [
-            path
-            for path in cell.part_path(target, Path("x")).parent.glob("*")
-            if path.stem.partition("-")[2] == file_name(target) and path.name[0] != "."
-        ]
-        for target in cell.targets
-    }
+@dataclass(frozen=True)
+class Folder:
+    """What lies in a folder of the output: bytes, and whole and broken shards of steps."""
+
+    bytes: int
+    whole: int
+    broken: int
 
 
-def shards(cell: Cell) -> tuple[int, int]:
-    """How many shards of the step cache are whole, and how many are not."""
-    folder = cell.steps_path
-    whole = broken = 0
+def look(folder: Path) -> Folder:
+    """What lies in a folder."""
     names = {path.stem for kind in ("b2", "json") for path in folder.glob(f"[0-9]*.{kind}")}
-    for name in sorted(names):
-        good = store.kept(folder / f"{name}.b2", {"key": cell.key}) is not None
-        whole, broken = whole + good, broken + (not good)
-    return whole, broken
+    whole = sum(is_whole(folder / f"{name}.b2") for name in sorted(names))
+    return Folder(size(folder), whole, len(names) - whole)
+
+
+def state(job: Job, folders: dict[Path, Folder]) -> str:
+    """Whether a job is `done`, else `begun` or `pending`."""
+    missing = job.missing()
+    if not missing:
+        return "done"
+    parts = isinstance(job, ByShards) and any(job.parts(name) for name in job.names)
+    some = len(missing) < len(job.names) or parts or any(folders[f].whole for f in job.folders)
+    return "begun" if some else "pending"
 
 
 def status(tables: dict[str, Plan]) -> str:
-    """A line a table: its cells, how many are measured, begun or not, and what lies on disk."""
-    lines, seen = [], dict[str, tuple[bool, bool, int, int]]()
+    """A line a table: its jobs, how many are done, begun or not, and what lies on disk."""
+    lines, folders = [], dict[Path, Folder]()
+    seen: dict[tuple[Path, ...], str] = {}
     for name, table in tables.items():
-        if not table.runs:  # its cells lend their images and sources only
-            continue
-        cells = table.cells
-        for cell in cells:
-            if cell.label not in seen:
-                folders = [cell.root / kind / cell.label for kind in KINDS]
-                missing, (whole, broken) = missing_targets(cell), shards(cell)
-                some = whole > 0 or len(missing) < len(cell.targets) or any(parts(cell).values())
-                on_disk = sum(size(folder) for folder in folders)
-                seen[cell.label] = (not missing, some, broken, on_disk)
-        of_table = [seen[cell.label] for cell in cells]
-        finished = sum(cell[0] for cell in of_table)
-        begun = sum(not cell[0] and cell[1] for cell in of_table)
-        megabytes = sum(cell[3] for cell in of_table) / 1e6
-        broken = sum(cell[2] for cell in of_table)
-        lines.append(
-            [
-                name,
-                len(cells),
-                finished,
-                begun,
-                len(cells) - finished - begun,
-                broken,
-                f"{megabytes:.1f}",
-            ]
-        )
-    heads = ["table or figure", "cells", "done", "begun", "pending", "broken shards", "MB"]
-    return tabulate(lines, heads)
+        states: Counter[str] = Counter()
+        own = {folder for job in table.jobs for folder in job.folders}
+        folders |= {folder: look(folder) for folder in own - folders.keys()}
+        for job in table.jobs:
+            which = tuple(job.artifact(name).path for name in job.names)
+            if which not in seen:
+                seen[which] = state(job, folders)
+            states[seen[which]] += 1
+        broken = sum(folders[folder].broken for folder in own)
+        megabytes = sum(folders[folder].bytes for folder in own) / 1e6
+        counts = [states[what] for what in STATES]
+        lines.append([name, states.total(), *counts, broken, f"{megabytes:.1f}"])
+    return tabulate(lines, ["table or figure", "jobs", *STATES, "broken shards", "MB"])
 
 
-def clean(tables: dict[str, Plan]) -> str:
+def cleaned(tables: dict[str, Plan]) -> str:
     """Removes steps and interactions of cells that no table lists; says how much.
 
     And what killed processes left, and the parts of what is merged. Results stay: they are small.
     Of a link only the link is removed, and nothing outside the output folder.
     """
-    cells = [cell for table in tables.values() for cell in table.cells]
-    root, home = cells[0].root, Path(cells[0].cfg.output).resolve()
-    known = {cell.label for cell in cells} | {"propositions", "hessian"}  # of `interactions`
+    jobs = [job for table in tables.values() for job in table.jobs]
+    root, home = jobs[0].cell.root, Path(jobs[0].cell.cfg.output).resolve()
+    known = {folder for job in jobs for folder in job.folders}
     found = [path for kind in CACHES for path in sorted((root / kind).glob("*"))]
-    doomed = [path for path in found if path.name not in known and path.name[0] != "."]
-    for cell in cells:
-        merged = [paths for name, paths in parts(cell).items() if paths and is_measured(cell, name)]
-        doomed += [path for paths in merged for path in paths]
+    doomed = [path for path in found if path not in known and path.name[0] != "."]
+    for job in jobs:
+        if isinstance(job, ByShards):
+            merged = [name for name in job.names if job.artifact(name).card() is not None]
+            doomed += [path for name in merged for path in job.parts(name)]
     doomed += [path for path in leftovers(root) if not {*doomed} & {*path.parents}]
     inside = [path for path in doomed if path.parent.resolve().is_relative_to(home)]
     doomed = list(dict.fromkeys(inside))
@@ -122,16 +113,14 @@ def clean(tables: dict[str, Plan]) -> str:
     return f"{names}Removed {len(doomed)} of {root}, {freed / 1e6:.1f} MB."
 
 
-def main() -> None:
-    """Prints the status, or cleans."""
+def main(work: Callable[[dict[str, Plan]], str] = status) -> None:
+    """Prints the status."""
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        words = sys.argv[1:]
-        overrides = [word for word in words if word != "clean"]
-        tables = plans(overrides)
-        print(clean(tables) if "clean" in words else status(tables))
+        print(work(plans(sys.argv[1:])))
 
 
-if __name__ == "__main__":
-    main()
+def clean() -> None:
+    """Removes what no table needs."""
+    main(cleaned)

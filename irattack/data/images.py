@@ -33,6 +33,11 @@ class Images:
         """SHA-256 of an image's pixels."""
         return hashlib.sha256(np.ascontiguousarray(self.pixels[index]).tobytes()).hexdigest()
 
+    def entries(self) -> list[list[str | int]]:
+        """Name, label and digest of each image: what it is, to the pixel."""
+        labels = self.labels.tolist()
+        return [[name, labels[i], self.digest(i)] for i, name in enumerate(self.ids)]
+
 
 @dataclass(frozen=True)
 class Candidates:

@@ -108,20 +108,6 @@ def contributions(
     return each.view(-1, grid, grid)
 
 
-def average(contribution: Tensor) -> Tensor:
-    """The mean over an image's cells of `contributions`, (B, L, L) -> (B,)."""
-    return contribution.flatten(1).mean(dim=1)
-
-
-def per_pair(plain: Tensor, grid: int, cells: int = 1) -> Tensor:
-    """The mean over pairs of cells (Eq. 28): plain / (s (L² − s)) for sets of s cells.
-
-    A set of s cells and its complement share s (L² − s) pairs, so that this is the mean over pairs
-    for any s if v has no interactions of more than two cells; for s = 1 always.
-    """
-    return plain / (cells * (grid**2 - cells))
-
-
 def sampled(
     model: nn.Module,
     x: Tensor,

@@ -17,13 +17,6 @@ from irattack.attacks.norms import Free, l2_length, of_length
 from irattack.attacks.pieces import GaussianNoise, Momentum
 from irattack.attacks.randomness import Draws
 
-CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
-    "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
-    "Proposition 2: multi-step ≥ VR": ("multi", "vr"),
-    "Proposition 3: multi-step ≥ revised MI": ("multi", "mi"),
-    "Appendix E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
-}
-
 
 def attacks(cfg: dict[str, Any]) -> dict[str, Attack]:
     """The attacks of the proofs, from the settings of conf/table/propositions.yaml.

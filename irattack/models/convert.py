@@ -1,6 +1,6 @@
 """Converts the published ens3 and ens4 weights to the safetensors of `slim.inception_v3(1000)`.
 
-    python -m irattack.models.convert tf2torch_ens3_adv_inc_v3.npy inception_v3_ens3.safetensors
+    python -m irattack convert tf2torch_ens3_adv_inc_v3.npy inception_v3_ens3.safetensors
 
 The checkpoints of Tramèr et al. (2018) are published for PyTorch as NumPy files that hold a pickled
 dictionary of dictionaries of arrays (github.com/ylhz/tf_to_pytorch_model). A pickle can run any
@@ -12,7 +12,6 @@ import math
 import pickle
 import pickletools
 import re
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,10 +19,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 
-from irattack.commands.cli import one_sentence
 from irattack.errors import InputError
 from irattack.models.slim import inception_v3
-from irattack.pipeline.store import sha256, write_arrays
 
 Entries = list[tuple[str, np.ndarray]]
 PREFIX = r"(?:Ens[34]AdvInceptionV3/){1,2}"
@@ -202,21 +199,3 @@ def _rename(name: str) -> str:
     if found is None or found[3] not in PARTS[found[2]]:
         return name
     return f"{found[1].replace('/', '.')}.{PARTS[found[2]][found[3]]}"
-
-
-def main() -> None:
-    """The entry point."""
-    with one_sentence():
-        if len(sys.argv) != 3 or not sys.argv[2].endswith(".safetensors"):
-            raise InputError("usage: python -m irattack.models.convert FILE.npy OUT.safetensors")
-        out = Path(sys.argv[2])
-        state = convert(read(Path(sys.argv[1])))
-        try:
-            write_arrays(out, **state)
-        except OSError as error:
-            raise InputError(f"{out} cannot be written: {error.strerror}.") from None
-        print(f"{out}: {len(state)} arrays, SHA-256 {sha256(out)}")
-
-
-if __name__ == "__main__":
-    main()

@@ -12,11 +12,11 @@ from hydra.utils import get_method
 from omegaconf import OmegaConf
 from torch import nn
 
+from irattack.conf import CONF
 from irattack.errors import InputError, unknown
 from irattack.hashing import key, sha256
 from irattack.models.network import Ensemble, Network
 
-CONF = Path(__file__).resolve().parents[2] / "conf"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 

@@ -1,118 +1,110 @@
-"""The step cache: the adversarial image of every step, 8-bit, compressed, checksummed.
+"""The step cache as a job: the adversarial images of an attack at every step, shard by shard."""
 
-One Blosc2 file per shard of images, one chunk per step. A frame is stored as its wrap-around uint8
-difference to the frame before it, zigzag-coded so that small changes of either sign are small
-numbers; every tenth frame is relative to the clean image instead, so that a reader can start there.
-A shard counts only if the card beside it, written last, names its checksum.
-"""
-
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import blosc2
 import numpy as np
+from pydantic import model_validator
 
-from irattack.errors import InputError
-from irattack.pipeline import store
-
-KEYFRAME = 10
-
-
-def zigzag(difference: np.ndarray) -> np.ndarray:
-    """uint8 differences mod 256 as 0, 1, 2, 3, … for 0, −1, 1, −2, …"""
-    signed = difference.view(np.int8)
-    return ((signed << 1) ^ (signed >> 7)).view(np.uint8)
+from irattack.data.images import Images
+from irattack.pipeline import files
+from irattack.pipeline.artifact import Artifact, Card
+from irattack.pipeline.cell import Cell, Shard
+from irattack.pipeline.images import Choice, entries, images_of
+from irattack.pipeline.job import Job
 
 
-def unzigzag(code: np.ndarray) -> np.ndarray:
-    """The inverse of `zigzag`."""
-    return (code >> 1) ^ (-(code & 1).astype(np.int8)).view(np.uint8)
+class StepsCard(Card):
+    """The card of the steps of a shard.
 
-
-def kept_frames(
-    path: Path,
-    clean: np.ndarray,
-    frames: Iterable[np.ndarray],
-    wanted: Sequence[int],
-    facts: dict[str, Any],
-    made_with: dict[str, Any],
-) -> Iterator[np.ndarray]:
-    """Yields every frame, and keeps the wanted ones at `path` once the last has been taken.
-
-    A frame is compressed while the next one is computed. Nothing is written before the last, so an
-    interrupted shard leaves nothing.
-
-    Args:
-        path: of the shard; its card (`store.keep`) gets the suffix .json.
-        clean: (B, C, H, W) uint8.
-        frames: one (B, C, H, W) uint8 array a step.
-        wanted: the positions of the steps that are kept, in order; of none, no file is written.
-        facts, made_with: what the card says of the shard.
+    Attributes:
+        kept: the positions of the steps that the shard holds, in order.
+        below_tau: of an attack with a τ, how many images never reached it.
     """
-    cparams = blosc2.CParams(
-        codec=blosc2.Codec.ZSTD, clevel=1, typesize=1, filters=[blosc2.Filter.BITSHUFFLE]
-    )
-    chunks = blosc2.SChunk(chunksize=clean.nbytes, contiguous=True, cparams=cparams)
-    before, places = clean, set(wanted)
 
-    def append(frame: np.ndarray, base: np.ndarray) -> None:
-        chunks.append_data(zigzag(np.ascontiguousarray(frame - base)))
+    kept: list[int]
+    below_tau: int | None = None
 
-    with ThreadPoolExecutor(max_workers=1) as pool:
-        pending: Future[None] | None = None
-        for step, frame in enumerate(frames):
-            if step in places:
-                if pending:
-                    pending.result()
-                base = clean if chunks.nchunks % KEYFRAME == 0 else before
-                pending, before = pool.submit(append, frame, base), frame
-            yield frame
-        if pending:
-            pending.result()
-    if wanted:
-        with store.replacing(path) as temporary:  # by Python, which notices a full disk
-            temporary.write_bytes(chunks.to_cframe())
-        store.keep(path, facts | {"kept": list(wanted)}, made_with=made_with)
+    @model_validator(mode="after")
+    def _in_order(self) -> "StepsCard":
+        if not self.kept or self.kept != sorted({*self.kept} & {*range(self.facts["steps"])}):
+            raise ValueError("kept: no steps in order")
+        return self
 
 
-def has_steps(card: dict[str, Any] | None, wanted: Iterable[int]) -> bool:
-    """Whether a shard with this card holds all of the wanted steps."""
-    return card is not None and set(wanted) <= set(card["kept"])
+def of_shard(cell: Cell, shard: Shard) -> Artifact[StepsCard]:
+    """The kept steps of one shard."""
+    path = cell.steps_folder / f"{shard.index:04}.b2"
+    facts = {"key": cell.key, "steps": cell.recorded, "images": shard.digest}
+    return Artifact(path, facts, StepsCard)
 
 
-def says_steps(card: dict[str, Any], recorded: int) -> bool:
-    """Whether a card says which of this many steps its shard holds."""
-    kept = card.get("kept")
-    if not isinstance(kept, list) or not kept or any(type(step) is not int for step in kept):
-        return False
-    return kept == sorted({*kept} & {*range(recorded)})
+def is_whole(path: Path) -> bool:
+    """Whether a shard on the disk is what its own card says."""
+    found = files.read_json(path.with_suffix(".json")) or {}
+    return Artifact(path, found.get("facts", {}), StepsCard).card() is not None
 
 
-def read_shard(path: Path, clean: np.ndarray, count: int | None = None) -> Iterator[np.ndarray]:
-    """The frames of a shard in step order, each (B, C, H, W) uint8.
+@dataclass(frozen=True)
+class LastStep(Job):
+    """Runs an attack where its last step is not on the disk."""
 
-    The file is read at once, so that another process may replace it meanwhile.
+    kind = "steps"
 
-    Args:
-        count: how many frames it must hold, where that is known.
-    """
-    foreign = InputError(
-        f"{path} does not hold the steps of {len(clean)} images; delete it and run the same "
-        "command again."
-    )
-    try:
-        chunks = blosc2.schunk_from_cframe(path.read_bytes())
-    except (RuntimeError, ValueError) as error:
-        raise foreign from error
-    if chunks.nchunks != (count or chunks.nchunks) or chunks.chunksize != clean.nbytes:
-        raise foreign
-    before = clean
-    for step in range(chunks.nchunks):
-        try:
-            code = np.frombuffer(chunks.decompress_chunk(step), np.uint8).reshape(clean.shape)
-        except (RuntimeError, ValueError) as error:
-            raise foreign from error
-        before = unzigzag(code) + (clean if step % KEYFRAME == 0 else before)
-        yield before
+    @property
+    def needs(self) -> Sequence[Job]:
+        """The images."""
+        return [Choice(self.cell)]
+
+    @property
+    def folders(self) -> list[Path]:
+        """The folder of the step cache."""
+        return [self.cell.steps_folder]
+
+    def artifact(self, name: str) -> Artifact[StepsCard]:
+        """The steps of the shard whose number is `name`."""
+        return of_shard(self.cell, self.cell.shards(images_of(self.cell))[int(name)])
+
+    def missing(self) -> list[str]:
+        """The shards of this run's share that lack the last step."""
+        if entries(self.cell) is None:
+            return [self.kind]
+        share = self.cell.share(images_of(self.cell))
+        cards = {str(shard.index): of_shard(self.cell, shard).card() for shard in share}
+        last = self.cell.recorded - 1
+        return [name for name, card in cards.items() if card is None or last not in card.kept]
+
+    def make(self) -> list[str]:
+        """Attacks shard by shard."""
+        from irattack.pipeline.worker import Worker
+
+        cell, worker = self.cell, Worker(self.cell)
+        shards = [cell.shards(images_of(cell))[int(name)] for name in self.missing()]
+        keep = sorted({*cell.kept, cell.recorded - 1})
+        with worker.progress(cell.title, len(shards) * cell.recorded) as bar:
+            for shard in shards:
+
+                def work(shard: Shard = shard) -> None:
+                    for _ in worker.frames(shard, keep, all_steps=False)[0]:
+                        bar.update()
+
+                worker.retry(work)
+        return []
+
+
+def last_frame(cell: Cell, shard: Shard) -> np.ndarray:
+    """The adversarial images of a shard at the last step, from the disk, (B, C, H, W) uint8."""
+    from irattack.pipeline.codec import read_frames
+
+    steps = of_shard(cell, shard)
+    card = steps.card()
+    assert card is not None, f"{steps.path}: LastStep comes first"
+    *_, frame = read_frames(steps.path, shard.images.pixels, len(card.kept))
+    return frame
+
+
+def last_frames(cell: Cell) -> tuple[Images, np.ndarray]:
+    """The images of a cell and their adversarial images at the last step, (N, C, H, W) uint8."""
+    images = images_of(cell)
+    return images, np.concatenate([last_frame(cell, shard) for shard in cell.shards(images)])

@@ -6,27 +6,49 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from scipy import stats
 
-from irattack.interactions.proofs import CLAIMS
-from irattack.pipeline import analysis, store
-from irattack.pipeline import statistics as evaluation
-from irattack.pipeline.analysis import measured
+from irattack.interactions.averages import average, per_pair
+from irattack.pipeline import statistics
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.run import rows
-from irattack.results.report import NAMES, PAPER, caption, method_name, publish
+from irattack.pipeline.job import job_of, jobs_of
+from irattack.pipeline.measures import Contributions, Proofs
+from irattack.pipeline.results import arrays, rows
+from irattack.results import paper
+from irattack.results.names import method_name, title
+from irattack.results.publish import caption, publish
 
 Definition = dict[str, Any]
+CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
+    "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
+    "Proposition 2: multi-step ≥ VR": ("multi", "vr"),
+    "Proposition 3: multi-step ≥ revised MI": ("multi", "mi"),
+    "Appendix E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
+}
+
+
+def interaction_record(cell: Cell) -> dict[str, Any]:
+    """The average interaction of a cell as a table row, in both scalings."""
+    plain = average(job_of(cell, Contributions).values()["contributions"])
+    mean, low, high = statistics.mean_interval(plain)
+    return {
+        "source": cell.cfg.source,
+        "attack": cell.method,
+        "norm": cell.norm,
+        "n": len(plain),
+        "grid": cell.cfg.grid,
+        "average_interaction": mean,
+        "ci_low": low,
+        "ci_high": high,
+        "per_pair": per_pair(mean, cell.cfg.grid),
+    }
 
 
 def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Average interactions of attacks at their last step, the paper's beside ours."""
-    found = pd.DataFrame([analysis.interaction_record(cell) for cell in cells])
-    paper = pd.read_csv(PAPER / "interactions.csv").drop(columns="table")
-    paper = paper.rename(columns={"average_interaction": "paper"})
-    found = found.merge(paper, how="left", on=["source", "attack"])
+    found = pd.DataFrame([interaction_record(cell) for cell in cells])
+    found = found.merge(paper.interactions(), how="left", on=["source", "attack"])
     sources = list(found.source.unique())
-    lines = [["method", *(NAMES.get(source, source) for source in sources)]]
+    lines = [["method", *(title(source) for source in sources)]]
     for attack, group in found.groupby("attack", sort=False):
         of_source = group.set_index("source")
         ours, theirs = [], []
@@ -49,12 +71,14 @@ def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
 
 def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Section 4's claim: average interactions at one L2 length, beside success rates."""
-    length = definition["length"]
+    from scipy.stats import spearmanr
+
+    length = job_of(cells[0], Contributions).length
     records = []
     for cell in cells:
-        record = analysis.interaction_record(cell, length)
-        arrays = store.read_arrays(cell.margins_path(cell.targets[0]))
-        record["mean_l2"] = float(arrays["lengths"][-1].mean())
+        record = interaction_record(cell)
+        lengths = arrays(cell, cell.targets[0])["lengths"]
+        record["mean_l2"] = float(lengths[-1].mean())
         record["last_step_percent"] = float(rows(cell).last_step_percent.mean())
         records.append(record)
     found = pd.DataFrame(records).sort_values(
@@ -67,11 +91,11 @@ def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> st
             half = row.average_interaction - row.ci_low
             interaction = f"{row.average_interaction:+.3f} ± {half:.3f}"
             rate = f"{row.last_step_percent:.1f}"
-            where = [NAMES.get(str(source), str(source)), method_name(row.attack)]
+            where = [title(str(source)), method_name(row.attack)]
             lines.append([*where, interaction, rate, f"{row.mean_l2:.2f}"])
-        rank = stats.spearmanr(group.average_interaction, group.last_step_percent)
+        rank = spearmanr(group.average_interaction, group.last_step_percent)
         remarks.append(
-            f"{NAMES.get(str(source), str(source))}: Spearman correlation of interaction and "
+            f"{title(str(source))}: Spearman correlation of interaction and "
             f"success over {len(group)} attacks: {rank.statistic:+.2f}."
         )
     remarks += [
@@ -86,17 +110,18 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
     """Propositions 1, 2, 3 and the comparison with noise: paired differences over images."""
     records = []
     for cell in cells:
-        for loss in definition["losses"]:
-            found = measured(cell, definition, loss)
+        for job in jobs_of(cell):
+            assert isinstance(job, Proofs)
+            found = job.values()
             for scale, (claim, pair) in product(("own", "equal"), CLAIMS.items()):
                 means = [found[f"{scale} {attack}"].mean(axis=(1, 2)) for attack in pair]
                 difference = means[0] - means[1]
-                mean, low, high = evaluation.mean_interval(difference)
+                mean, low, high = statistics.mean_interval(difference)
                 records.append(
                     {
                         "claim": claim,
                         "source": cell.cfg.source,
-                        "loss": loss,
+                        "loss": job.loss,
                         "lengths": scale,
                         "n": len(difference),
                         **{"mean_larger": means[0].mean(), "mean_smaller": means[1].mean()},
@@ -112,13 +137,13 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
     for row in data.sort_values("claim", kind="stable").itertuples():
         lines.append(
             [
-                *(row.claim, NAMES.get(row.source, row.source), row.loss, row.lengths),
+                *(row.claim, title(row.source), row.loss, row.lengths),
                 f"{row.difference:+.3f} [{row.ci_low:+.3f}, {row.ci_high:+.3f}]",
                 f"{row.share_of_images_percent:.0f} %",
                 f"{row.length_larger:.2f}, {row.length_smaller:.2f}",
             ]
         )
-    cfg = cells[0].cfg
+    cfg, job = cells[0].cfg, job_of(cells[0], Proofs)
     remarks = []
     for claim, group in data.groupby("claim", sort=False):
         remarks.append(
@@ -127,8 +152,8 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
             f"below 0, in {(group.ci_high < 0).sum()}."
         )
     remarks.append(
-        f"benchmark={cfg.benchmark.name}, n={cfg.images} images, m = {definition['steps']} steps "
-        f"of α = {definition['step_size']} times the gradient, no sign, no ball, no clipping. "
+        f"benchmark={cfg.benchmark.name}, n={cfg.images} images, m = {job.steps} steps "
+        f"of α = {job.step_size} times the gradient, no sign, no ball, no clipping. "
         f"Average interactions over {cfg.grid} x {cfg.grid} cells without 1/(L² − 1), in logits. "
         "Lengths are the attacks' own, or `equal`: scaled to that of the multi-step perturbation, "
         "since interactions grow with length."

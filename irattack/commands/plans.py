@@ -1,0 +1,207 @@
+"""What a table or figure consists of: its yaml, its cells, and the jobs that measure them.
+
+Each is a yaml in conf/table or conf/figure: lists of norms, attacks and sources whose products are
+its cells, the jobs that it reads (`jobs`, of conf/config.yaml unless it lists its own), and the
+function that writes it.
+"""
+
+import contextlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from irattack.commands.settings import check
+from irattack.conf import CONF
+from irattack.errors import InputError, unknown
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.job import Job, jobs_of
+
+BASIC = ("norm", "source", "attack")
+ELSEWHERE = (  # settings that change where something is computed or kept, not what
+    *("output", "device", "threads", "shard", "cache.steps", "weights_dir"),
+    *("benchmark.data.folder", "benchmark.data.ground_truth"),
+)
+
+
+class NotListedError(InputError):
+    """A setting selects among the cells of a table, and leaves none."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A table or figure with the overrides of the command line.
+
+    Attributes:
+        called: its name, as its files have it.
+        definition: its yaml.
+        chosen: its cells, each with the settings that make it what it is.
+        overrides: further settings, of every cell.
+    """
+
+    called: str
+    definition: dict[str, Any]
+    chosen: list[tuple[Cell, dict[str, Any]]]
+    overrides: list[str]
+
+    @property
+    def cells(self) -> list[Cell]:
+        """The cells alone."""
+        return [cell for cell, _ in self.chosen]
+
+    @property
+    def jobs(self) -> list[Job]:
+        """The jobs of all cells."""
+        return [job for cell in self.cells for job in jobs_of(cell)]
+
+
+@dataclass
+class Composer:
+    """Configurations of cells; what groups of conf decide is composed by Hydra once.
+
+    Attributes:
+        overrides: of the command line.
+    """
+
+    overrides: list[str]
+    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+
+    def __call__(self, choice: dict[str, Any]) -> DictConfig:
+        """The configuration of conf/config.yaml with these settings and the overrides."""
+        groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
+        if groups not in self.composed:
+            self.composed[groups] = compose("config", overrides=[*groups, *self.overrides])
+        cfg = self.composed[groups].copy()
+        for name, value in choice.items():
+            if not is_group(name):
+                OmegaConf.update(cfg, name, value)
+        return cfg
+
+
+def is_group(name: str) -> bool:
+    """Whether a setting chooses a yaml of a folder in conf."""
+    return (CONF / name).is_dir()
+
+
+def definitions() -> dict[str, Path]:
+    """The yaml of every table and figure, by name."""
+    return {path.stem: path for kind in ("table", "figure") for path in (CONF / kind).glob("*")}
+
+
+def load_definition(name: str) -> dict[str, Any]:
+    """The definition of a table or figure."""
+    paths = definitions()
+    if name not in paths:
+        raise unknown("reproduce", name, sorted(paths))
+    definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
+    assert isinstance(definition, dict)
+    return {str(key): value for key, value in definition.items()}
+
+
+def select(
+    name: str, legs: list[dict[str, list]], overrides: list[str]
+) -> tuple[list[dict[str, list]], list[str]]:
+    """Applies the overrides that name what a table lists: they select among its cells.
+
+    Returns the products that are left, and the overrides that are settings of every cell.
+    """
+    others = []
+    for text in overrides:
+        key, _, given = text.partition("=")
+        listed = [str(value) for leg in legs for value in leg.get(key, [])]
+        if not listed:
+            others.append(text)
+            continue
+        wanted = given.strip("[]").split(",")
+        for value in wanted:
+            if value not in listed:
+                raise NotListedError(str(unknown(f"{name}: {key}", value, dict.fromkeys(listed))))
+        legs = [
+            {**leg, key: [value for value in leg[key] if str(value) in wanted]}
+            for leg in legs
+            if any(str(value) in wanted for value in leg.get(key, []))
+        ]
+    return legs, others
+
+
+def with_parameters(
+    jobs: list[dict[str, Any]], overrides: list[str]
+) -> tuple[list[dict[str, Any]], list[str]]:
+    """Applies the overrides that name a parameter which a table gives to its jobs."""
+    listed = {name for job in jobs for name in job}
+    given = [text for text in overrides if text.split("=")[0] in listed]
+    values: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    jobs = [job | {name: values[name] for name in job if name in values} for job in jobs]
+    return jobs, [text for text in overrides if text not in given]
+
+
+def cells_of(
+    leg: dict[str, Any], common: dict[str, Any], composer: Composer
+) -> list[tuple[Cell, dict[str, Any]]]:
+    """The cells of one product of a table, in the order of the paper, and the settings of each."""
+    cells: dict[str, tuple[Cell, dict[str, Any]]] = {}  # an override can make two cells one
+    for values in product(*leg.values()):
+        choice = dict(zip(leg, values, strict=True))
+        cfg = composer(choice | common)
+        check(cfg)
+        cell = Cell(cfg)
+        varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
+        cell.method = " ".join([cell.name, *varied])
+        cells.setdefault(cell.key, (cell, choice | common))
+    return list(cells.values())
+
+
+def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
+    """What a table or figure consists of. Hydra must be initialised."""
+    definition = load_definition(name)
+    if definition.get("benchmark", benchmark(overrides)) != benchmark(overrides):
+        raise InputError(f"{name}: is of benchmark={definition['benchmark']} alone.")
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    legs = [
+        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+        for leg in definition["cells"]
+    ]
+    legs, overrides = select(name, legs, overrides)
+    jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
+    common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
+    given = {text.split("=")[0].lstrip("+") for text in overrides}
+    common = {name: value for name, value in common.items() if name not in given}
+    if jobs:
+        common["jobs"] = jobs
+    if composer is None or composer.overrides != overrides:
+        composer = Composer(overrides)
+    chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
+    return Plan(called, definition, chosen, overrides)
+
+
+def benchmark(overrides: list[str]) -> str:
+    """The benchmark that the overrides choose."""
+    chosen = [text.split("=")[1] for text in overrides if text.startswith("benchmark=")]
+    return [*OmegaConf.load(CONF / "config.yaml").defaults[0].values(), *chosen][-1]
+
+
+@contextlib.contextmanager
+def hydra() -> Iterator[None]:
+    """Hydra, ready to compose the configurations of conf."""
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+def plans(overrides: list[str]) -> dict[str, Plan]:
+    """Every table and figure of a benchmark that has cells with these overrides, by name."""
+    chosen = benchmark(overrides)
+    found, composer = {}, Composer(overrides)
+    with hydra():
+        for name in sorted(definitions()):
+            if load_definition(name).get("benchmark", chosen) == chosen:
+                with contextlib.suppress(NotListedError):
+                    found[name] = plan(name, overrides, composer)
+    if not found:
+        raise InputError(f"no table or figure has cells with {' '.join(overrides)}.")
+    return found

@@ -1,0 +1,81 @@
+"""How a run computes: device, precision, and models made fast. Everything here takes PyTorch."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from omegaconf import DictConfig
+from torch import Tensor, nn
+
+from irattack.models import zoo
+from irattack.models.fold import fold
+from irattack.models.network import in_bfloat16, networks
+from irattack.pipeline.artifact import provenance
+from irattack.pipeline.cell import Cell
+
+
+def prepare(cfg: DictConfig) -> None:
+    """Sets what every computation depends on: threads, precision, cuDNN without chance."""
+    torch.set_num_threads(cfg.threads)
+    set_tf32(cfg.precision == "tf32")
+    torch.backends.cudnn.deterministic = True
+
+
+def set_tf32(allowed: bool) -> None:
+    """Whether CUDA may round the factors of a product to TF32; cuDNN does unless it is told."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Float32 in full, whatever the precision of the run."""
+    before = torch.backends.cudnn.allow_tf32
+    set_tf32(False)
+    try:
+        yield
+    finally:
+        set_tf32(before)
+
+
+def device(cfg: DictConfig) -> torch.device:
+    """The device of this run."""
+    if cfg.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(cfg.device)
+
+
+def to_device(pixels: np.ndarray, cfg: DictConfig) -> Tensor:
+    """8-bit images (B, C, H, W) as float32 in [0, 1] on the device."""
+    where, images = device(cfg), torch.from_numpy(pixels)
+    images = images.pin_memory() if where.type == "cuda" else images
+    return images.to(where, non_blocking=True).float() / 255
+
+
+def made_with(cfg: DictConfig) -> dict[str, Any]:
+    """Device, threads, versions and commit of this run."""
+    where = device(cfg)
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
+    return {"device": name, "threads": cfg.threads, **provenance()}
+
+
+def build(cell: Cell, model: str, role: str = "target") -> nn.Module:
+    """A model on the device of this run, made fast: folded, channels last, in its precision.
+
+    Args:
+        role: `target`; `source`, whose residual branches SGM may need; or `judge`, which
+            decides which images are attacked, always in float32.
+    """
+    cfg = cell.cfg
+    network = zoo.build(cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir)
+    network = network.to(memory_format=torch.channels_last).to(device(cfg))
+    with without_tf32():
+        fold(network, keep_branches=role == "source" and cell.uses_skips)
+    if cfg.precision == "bf16" and role != "judge":
+        in_bfloat16(network)
+    if cfg.compile and role == "source" and not cell.uses_skips:
+        for part in networks(network):
+            part.body.compile()
+    return network.to(memory_format=torch.channels_last)  # the folded weights are new

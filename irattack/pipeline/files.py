@@ -1,0 +1,64 @@
+"""Files that are either whole or absent."""
+
+import contextlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path`, moved there once it is complete and on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a binary file, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file in UTF-8, whole or not at all."""
+    write_bytes(path, text.encode())
+
+
+def write_json(path: Path, value: Any, once: bool = False) -> None:
+    """Writes a JSON file, whole or not at all.
+
+    Args:
+        once: unless it is there; of several processes, the first to finish wins.
+    """
+    text = json.dumps(value, indent=1, allow_nan=False) + "\n"
+    if not once:
+        return write_text(path, text)
+    draft = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        write_text(draft, text)
+        os.link(draft, path)
+    except FileExistsError:
+        pass
+    except OSError:  # a file system without links
+        write_text(path, text)
+    finally:
+        draft.unlink(missing_ok=True)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """What a JSON file holds; None if it is missing or not a JSON object."""
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError, ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None

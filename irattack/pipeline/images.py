@@ -1,0 +1,177 @@
+"""Which images are attacked: chosen once for a seed, named in a manifest, checked whenever used."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from hydra.utils import instantiate
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+
+from irattack.data.images import Candidates, Images
+from irattack.errors import InputError
+from irattack.hashing import key
+from irattack.models import zoo
+from irattack.pipeline import files
+from irattack.pipeline.artifact import Artifact, Card
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.job import Job
+
+
+class Entry(BaseModel):
+    """An image: its name, its class and the SHA-256 of its pixels."""
+
+    model_config = ConfigDict(strict=True)
+    id: str
+    label: int
+    sha256: str
+
+
+class Listing(BaseModel):
+    """Images, each once."""
+
+    model_config = ConfigDict(strict=True)
+    images: list[Entry]
+
+    @field_validator("images")
+    @classmethod
+    def _each_once(cls, images: list[Entry]) -> list[Entry]:
+        if not images or len({entry.id for entry in images}) < len(images):
+            raise ValueError("no images, or one twice")
+        return images
+
+
+class Manifest(Listing, Card):
+    """A listing that was chosen here."""
+
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+
+def manifest(cell: Cell) -> Artifact[Manifest]:
+    """The list of the images of a cell."""
+    path = cell.root / "images" / f"{key(cell.images_facts)}.json"
+    return Artifact(path, cell.images_facts, Manifest)
+
+
+_read: dict[tuple[Path, int, int, str], list[Entry]] = {}  # manifests, while they do not change
+
+
+def entries(cell: Cell) -> list[Entry] | None:
+    """The images of a cell, if they are chosen.
+
+    Raises:
+        InputError: the user's own manifest lists no images, or not enough.
+    """
+    own = manifest(cell)
+    path = own.path if cell.cfg.manifest is None else Path(cell.cfg.manifest).expanduser()
+    try:
+        state = path.stat()
+    except OSError:
+        return None
+    known = (path.absolute(), state.st_mtime_ns, state.st_size, key(cell.images_facts))
+    if known not in _read:
+        found = listed(path, cell.cfg.images) if path != own.path else own.card()
+        if found is None:
+            return None
+        _read[known] = found.images
+    return _read[known]
+
+
+def listed(path: Path, count: int) -> Listing:
+    """The first images of a manifest that the user gives."""
+    try:
+        found = Listing.model_validate(files.read_json(path) or {})
+    except ValidationError:
+        raise InputError(
+            f"manifest={path}: is no list of images, each with a name of its own, a label and a "
+            "SHA-256; give a file such as outputs/photos/images/*.json, or leave it out."
+        ) from None
+    if len(found.images) < count:
+        raise InputError(
+            f"manifest={path}: lists only {len(found.images)} images; use "
+            f"images={len(found.images)}."
+        )
+    return Listing(images=found.images[:count])
+
+
+def images_digest(cell: Cell) -> str | None:
+    """A hash of the images' names, labels and pixels; None if they are not chosen."""
+    found = entries(cell)
+    return None if found is None else key([list(dict(entry).values()) for entry in found])
+
+
+@dataclass(frozen=True)
+class Choice(Job):
+    """Chooses the images that every source model classifies correctly."""
+
+    kind = "images"
+
+    @property
+    def folders(self) -> list[Path]:
+        """None of its own."""
+        return []
+
+    def artifact(self, name: str = "") -> Artifact[Manifest]:
+        """The manifest."""
+        return manifest(self.cell)
+
+    def missing(self) -> list[str]:
+        """Nothing is missing of images that are listed, by the user or by an earlier choice."""
+        return [] if entries(self.cell) else [self.kind]
+
+    def make(self) -> list[str]:
+        """Writes the manifest; of several processes, the first to finish decides."""
+        from irattack.pipeline.worker import choose, made_with
+
+        candidates: Candidates = instantiate(self.cell.cfg.benchmark.data)
+        check_classes(self.cell, self.cell.cfg.benchmark.sources, candidates.ids, candidates.labels)
+        chosen = choose(self.cell, candidates)
+        images = [dict(zip(Entry.model_fields, entry, strict=True)) for entry in chosen.entries()]
+        for once in (True, False):  # what is there, and cannot be used, is replaced
+            self.artifact().keep(once=once, made_with=made_with(self.cell.cfg), images=images)
+            if entries(self.cell):
+                break
+        return []
+
+
+def images_of(cell: Cell) -> Images:
+    """The images of a cell, which must be chosen.
+
+    Raises:
+        InputError: an image has changed since, or a model does not know a class.
+    """
+    candidates: Candidates = instantiate(cell.cfg.benchmark.data)
+    wanted = entries(cell) or []
+    rows = {name: row for row, name in enumerate(candidates.ids)}
+    changed = [entry.id for entry in wanted if entry.id not in rows]
+    if not changed:
+        found = candidates.take([rows[entry.id] for entry in wanted])
+        changed = [
+            entry.id
+            for entry, seen in zip(wanted, found.entries(), strict=True)
+            if list(dict(entry).values()) != seen
+        ]
+    if changed:
+        named = ", ".join(ascii(name)[1:-1][:80] for name in changed[:3])
+        path = cell.cfg.manifest or manifest(cell).path
+        raise InputError(
+            f"{path}: {len(changed)} of {len(wanted)} images are missing or have "
+            f"changed since they were chosen ({named}…); restore them, or "
+            "delete the manifest to choose anew."
+        )
+    check_classes(cell, [cell.cfg.source, *cell.targets], found.ids, found.labels)
+    return found
+
+
+def check_classes(
+    cell: Cell, models: Sequence[str], ids: Sequence[str], labels: np.ndarray
+) -> None:
+    """Raises InputError if a model does not know the class of an image."""
+    for name in models:
+        beyond = np.flatnonzero(labels >= zoo.classes(cell.cfg.benchmark.name, name))
+        if len(beyond):
+            some = ", ".join(ids[i] for i in beyond[:3])
+            raise InputError(
+                f"{name}: does not know the classes of {len(beyond)} of {len(ids)} images "
+                f"({some}…); use a network for all classes of benchmark={cell.cfg.benchmark.name}."
+            )

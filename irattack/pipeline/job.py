@@ -1,0 +1,85 @@
+"""Jobs: each names the artifacts it makes and what it needs first; `ensure` makes what is missing.
+
+A job is a value: naming it, and looking for its artifacts, builds no network. What it has to import
+for its work it imports when it works.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar, TypeVar
+
+from hydra.utils import instantiate
+
+from irattack.pipeline.artifact import Artifact
+from irattack.pipeline.cell import Cell, plain
+
+J = TypeVar("J", bound="Job")
+
+
+@dataclass(frozen=True)
+class Job(ABC):
+    """Work on a cell that leaves artifacts.
+
+    Attributes:
+        kind: what a sentence calls it.
+    """
+
+    cell: Cell
+    kind: ClassVar[str]
+
+    @property
+    def names(self) -> list[str]:
+        """What tells its artifacts apart."""
+        return [self.kind]
+
+    @property
+    def needs(self) -> Sequence["Job"]:
+        """The jobs whose artifacts must be there before this one is made."""
+        return ()
+
+    @abstractmethod
+    def artifact(self, name: str) -> Artifact:
+        """The artifact of this name."""
+
+    @abstractmethod
+    def make(self) -> list[str]:
+        """Makes what is missing; returns the shards that other shares (`shard=i/n`) have to do."""
+
+    @property
+    @abstractmethod
+    def folders(self) -> list[Path]:
+        """Where its work lies; nothing else lies there."""
+
+    @property
+    def passes(self) -> float:
+        """Forward passes through the source that it takes beside what it needs."""
+        return 0.0
+
+    def missing(self) -> list[str]:
+        """The names of the artifacts that are not on the disk, or cannot be used."""
+        return [name for name in self.names if self.artifact(name).card() is None]
+
+
+def jobs_of(cell: Cell) -> list[Job]:
+    """What is measured of a cell: `jobs` in its configuration."""
+    return [instantiate(spec, _partial_=True)(cell) for spec in plain(cell.cfg.jobs)]
+
+
+def job_of(cell: Cell, kind: type[J]) -> J:
+    """The job of this kind that is measured of a cell."""
+    return next(job for job in jobs_of(cell) if isinstance(job, kind))
+
+
+def ensure(job: Job) -> list[str]:
+    """Does what is missing of this run's share of a job, and of what it needs.
+
+    Returns:
+        The shards that other shares (`shard=i/n`) have still to do; none if the job is done.
+    """
+    if not job.missing():
+        return []
+    for need in job.needs:
+        ensure(need)
+    return job.make() if job.missing() else []

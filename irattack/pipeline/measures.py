@@ -1,0 +1,277 @@
+"""Jobs that look inside perturbations: interactions, Hessians, and the attacks of the proofs.
+
+Each is measured on the source, at the level of grid cells where it is one of interactions.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from irattack.hashing import key
+from irattack.pipeline.artifact import Arrays, Card, Shapes
+from irattack.pipeline.cell import PRECISIONS, Shard, file_name
+from irattack.pipeline.cell import VERSION as CELL_VERSION
+from irattack.pipeline.job import Job
+from irattack.pipeline.sharded import ByShards
+from irattack.pipeline.steps import LastStep
+
+if TYPE_CHECKING:
+    from irattack.pipeline.worker import Worker
+
+VERSION = 2  # raise it when the same configuration starts to give other values
+
+
+@dataclass(frozen=True)
+class OfAttack(ByShards):
+    """What is measured on the last step of an attack."""
+
+    @property
+    def needs(self) -> Sequence[Job]:
+        """The images and the last step of the attack."""
+        return [*super().needs, LastStep(self.cell)]
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of the measurement and of the step cache."""
+        return [*super().folders, self.cell.steps_folder]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside the attack."""
+        raise NotImplementedError
+
+    def whole(self, name: str) -> tuple[Path, dict[str, Any], type[Card]]:
+        """An array file of the cell."""
+        cell, settings = self.cell, self.settings | {"grid": self.cell.cfg.grid}
+        facts = {"version": VERSION, "key": cell.key, "settings": settings}
+        file = f"{self.kind}-{key(facts)}.safetensors"
+        return cell.root / "interactions" / cell.label / file, facts, Card
+
+    def values(self) -> Arrays:
+        """The arrays, from the disk."""
+        return self.artifact(self.kind).arrays()
+
+
+@dataclass(frozen=True)
+class Contributions(OfAttack):
+    """Σ_j I_ij of every cell i of the grid at the last step (Eq. 28), (N, L, L).
+
+    Args:
+        length: scale each δ to this ‖δ‖₂ first, in units of [0, 1] images; None for as it is.
+            Interactions grow with the perturbation, so that attacks compare at equal length only.
+    """
+
+    length: float | None = None
+    kind: ClassVar[str] = "interactions"
+
+    @property
+    def passes(self) -> float:
+        """2 L² + 2 an image."""
+        return self.images * (2 * self.cell.cfg.grid**2 + 2)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside the attack."""
+        return {"length": self.length}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """(N, L, L)."""
+        return {"contributions": (images, self.cell.cfg.grid, self.cell.cfg.grid)}
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The contributions of the cells of a shard's perturbations."""
+        from irattack.attacks.norms import of_length
+        from irattack.interactions.cells import contributions
+
+        x, y = worker.tensors(shard.images)
+        delta = worker.last_delta(shard)
+        delta = delta if self.length is None else of_length(delta, self.length)
+        grid = self.cell.cfg.grid
+        found = contributions(worker.source, x, delta, y, grid, worker.micro_batch)
+        step()
+        return {self.kind: {"contributions": found.numpy()}}, worker.made()
+
+
+@dataclass(frozen=True)
+class NeighbourMaps(OfAttack):
+    """E_{j ∈ N_i}[I_ij] of every cell i at the last step (Figures 2, 8), (N, L, L).
+
+    Args:
+        contexts: K, sampled contexts S for each pair of neighbours.
+        drawn: how many images.
+    """
+
+    contexts: int = 64
+    drawn: int = 6
+    kind: ClassVar[str] = "neighbours"
+
+    @property
+    def images(self) -> int:
+        """The first few of the cell's."""
+        return min(self.drawn, self.cell.cfg.images)
+
+    @property
+    def passes(self) -> float:
+        """8 L (L − 1) K an image."""
+        grid = self.cell.cfg.grid
+        return self.images * 8 * grid * (grid - 1) * self.contexts
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside the attack."""
+        return {"contexts": self.contexts, "drawn": self.images}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """Values and their standard errors."""
+        each = (images, self.cell.cfg.grid, self.cell.cfg.grid)
+        return {"value": each, "error": each}
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The maps of a shard."""
+        from irattack.interactions.cells import neighbour_map
+
+        x, y = worker.tensors(shard.images)
+        delta = worker.last_delta(shard)
+        found = neighbour_map(
+            *(worker.source, x, delta, y, shard.images.ids, worker.draws),
+            *(self.contexts, self.cell.cfg.grid, worker.micro_batch),
+        )
+        step()
+        arrays = {"value": found.value.numpy(), "error": found.error.numpy()}
+        return {self.kind: arrays}, worker.made()
+
+
+@dataclass(frozen=True)
+class OfSource(ByShards):
+    """What is measured on a source and its images, whatever the attack."""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside source and images."""
+        raise NotImplementedError
+
+    def whole(self, name: str) -> tuple[Path, dict[str, Any], type[Card]]:
+        """A folder a source and settings."""
+        cell = self.cell
+        facts = {
+            "version": [VERSION, CELL_VERSION],
+            "precision": PRECISIONS[cell.cfg.precision],
+            "choice": cell.images_facts,
+            "source": cell.identity(cell.cfg.source),
+            "settings": self.settings | {"seed": cell.cfg.seed},
+        }
+        label = f"{self.kind}-{file_name(cell.cfg.source)}-{key(facts)}"
+        return cell.root / "interactions" / label / f"{self.kind}.safetensors", facts, Card
+
+    def values(self) -> Arrays:
+        """The arrays, from the disk."""
+        return self.artifact(self.kind).arrays()
+
+
+@dataclass(frozen=True)
+class Hessians(OfSource):
+    """H_ab (N, M, n) and the ratios (N, M) of Figure 4, in float64 (Appendix E.2).
+
+    Args:
+        columns: M dimensions b of each, at random.
+        beta: β of the Softplus that replaces ReLU.
+    """
+
+    columns: int = 32
+    beta: float = 10
+    kind: ClassVar[str] = "hessians"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside source and images."""
+        return {"columns": self.columns, "beta": self.beta}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """n is the input dimension."""
+        each = (images, self.columns)
+        return {"element": (*each, 3 * self.cell.cfg.benchmark.size**2), "ratio": each}
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """Columns of the Hessian of the cross-entropy of a shard's clean images."""
+        from irattack.attacks.losses import cross_entropy
+        from irattack.interactions.hessian import measure, smoothed
+        from irattack.pipeline.compute import build
+
+        x, y = worker.tensors(shard.images)
+        x = x.double()
+        model = smoothed(build(self.cell, self.cell.cfg.source), self.beta).double()
+        draw = worker.draws.uniform(shard.images.ids, 0, "columns", (x[0].numel(),))
+        columns = draw.argsort(dim=1)[:, : self.columns].tolist()
+        elements, ratio = measure(model, cross_entropy, x, y, columns)
+        step()
+        arrays = {"element": elements.float().cpu().numpy(), "ratio": ratio.cpu().numpy()}
+        return {self.kind: arrays}, worker.made()
+
+
+@dataclass(frozen=True)
+class Proofs(OfSource):
+    """Contributions (N, L, L) and lengths (N,) of the attacks of the proofs.
+
+    `own multi` is of the perturbation as in the proof, `equal multi` of the same scaled to the
+    length of the multi-step attack's, `length multi` its ‖δ‖₂; so for every attack.
+
+    Args:
+        loss: ce or margin.
+        step_size: α.
+        steps: m.
+        copies, sigma: M and σ of VR's noise.
+    """
+
+    loss: str
+    step_size: float
+    steps: int
+    copies: int
+    sigma: float
+    kind: ClassVar[str] = "proofs"
+
+    @property
+    def passes(self) -> float:
+        """Five attacks at two lengths, 2 L² + 2 each."""
+        return self.images * 10 * (2 * self.cell.cfg.grid**2 + 2)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside source and images."""
+        names = ("loss", "step_size", "steps", "copies", "sigma")
+        return {name: getattr(self, name) for name in names} | {"grid": self.cell.cfg.grid}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """Of five attacks."""
+        grid = (images, self.cell.cfg.grid, self.cell.cfg.grid)
+        return {
+            f"{what} {attack}": (images,) if what == "length" else grid
+            for what in ("length", "own", "equal")
+            for attack in ("multi", "single", "vr", "mi", "noise")
+        }
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The attacks of the proofs on a shard, and the contributions inside each."""
+        from irattack.attacks.norms import l2_length, of_length
+        from irattack.interactions.cells import contributions
+        from irattack.interactions.proofs import perturb
+
+        cfg, model = self.cell.cfg, worker.source
+        x, y = worker.tensors(shard.images)
+        found = perturb(self.settings, model, x, y, shard.images.ids, cfg.seed)
+        length, arrays = l2_length(found["multi"]), {}
+        for attack, delta in found.items():
+            arrays[f"length {attack}"] = l2_length(delta).flatten().cpu().numpy()
+            for scale, scaled in (("own", delta), ("equal", of_length(delta, length))):
+                values = contributions(model, x, scaled, y, cfg.grid, worker.micro_batch)
+                arrays[f"{scale} {attack}"] = values.numpy()
+        step()
+        return {self.kind: arrays}, worker.made()

@@ -1,0 +1,151 @@
+"""A cell's results: images, steps, margins on the targets, the step by leave-one-out."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from irattack.pipeline import statistics
+from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
+from irattack.pipeline.cell import PRECISIONS, Cell, Shard, file_name, plain
+from irattack.pipeline.sharded import ByShards, Part
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from irattack.pipeline.worker import Worker
+
+FORMAT = 5  # raise it when results hold something else
+
+
+class Result(Card):
+    """The card of the margins of a cell on a target.
+
+    Attributes:
+        attacked_with: what produced the perturbations; `made_with` evaluated them.
+        below_tau: of an attack with a τ, how many images never reached it.
+    """
+
+    source: str
+    attack: str
+    norm: str
+    target_name: str
+    n: int
+    success_rate_percent: float
+    ci_low: float
+    ci_high: float
+    last_step_percent: float
+    mean_l2: float
+    source_confidence: float
+    below_tau: int | None
+    precision: str
+    attacked_with: list[MadeWith]
+    config: dict[str, Any]
+
+
+COLUMNS = [
+    *("source", "attack", "norm", "target", "n", "success_rate_percent", "ci_low", "ci_high"),
+    *("last_step_percent", "mean_l2", "source_confidence", "below_tau"),
+]
+
+
+@dataclass(frozen=True)
+class Results(ByShards):
+    """Attacks the images, evaluates every step on every target, and chooses the step.
+
+    An artifact a target: `margins` and `lengths` (T, N), `clean` and `confidence` (N,).
+    """
+
+    kind: ClassVar[str] = "results"
+    image_axis: ClassVar[int] = -1
+
+    @property
+    def names(self) -> list[str]:
+        """The targets."""
+        return self.cell.targets
+
+    @property
+    def ticks(self) -> int:
+        """The recorded steps of the attack."""
+        return self.cell.recorded
+
+    @property
+    def folders(self) -> list[Path]:
+        """Of the results and of the step cache."""
+        return [*super().folders, self.cell.steps_folder]
+
+    def whole(self, name: str) -> tuple[Path, dict[str, Any], type[Card]]:
+        """The result on a target."""
+        cell = self.cell
+        path = cell.root / "results" / cell.label / f"{file_name(name)}.safetensors"
+        facts = {"format": FORMAT, "key": cell.key, "target": cell.identity(name)}
+        return path, facts | {"steps": cell.recorded}, Result
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """Of the four arrays."""
+        each, once = (self.cell.recorded, images), (images,)
+        return {"margins": each, "lengths": each, "clean": once, "confidence": once}
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The steps, and the margins of each on the targets."""
+        frames, steps = worker.frames(shard, self.cell.kept, all_steps=True)
+        margins = worker.margins(frames, shard.images, names, step)
+        return margins, worker.made() | {
+            "attacked_with": steps["made_with"],
+            "below_tau": steps["below_tau"],
+        }
+
+    def summary(self, name: str, arrays: Arrays, parts: list[Part]) -> dict[str, Any]:
+        """The result: the step chosen by leave-one-out, the rate, and what it was made with."""
+        cell, margins = self.cell, arrays["margins"]
+        rate, low, high = statistics.rate_interval(statistics.transferred(margins))
+        chosen = statistics.chosen_steps(margins > 0)
+        runs = [part.attacked_with.model_dump() for part in parts if part.attacked_with]
+        short = [part.below_tau for part in parts if part.below_tau is not None]
+        return {
+            "source": cell.cfg.source,
+            "attack": cell.name,
+            "norm": cell.norm,
+            "target_name": name,
+            "n": margins.shape[1],
+            "success_rate_percent": rate,
+            "ci_low": low,
+            "ci_high": high,
+            "last_step_percent": 100 * float((margins[-1] > 0).mean()),
+            "mean_l2": float(arrays["lengths"][chosen, np.arange(len(chosen))].mean()),
+            "source_confidence": float(np.median(arrays["confidence"])),
+            "below_tau": sum(short) if len(short) == len(parts) else None,
+            "precision": PRECISIONS[cell.cfg.precision],
+            "attacked_with": [run for i, run in enumerate(runs) if run not in runs[:i]],
+            "config": plain(cell.cfg),
+        }
+
+
+def cards(cell: Cell) -> list[Result]:
+    """The results of a cell that is measured, one a target."""
+    job = Results(cell)
+    found = [job.artifact(target).card() for target in cell.targets]
+    return [card for card in found if isinstance(card, Result)]
+
+
+def rows(cell: Cell) -> "pd.DataFrame":
+    """The results of a cell that is measured, one row a target."""
+    import pandas as pd
+
+    frame = pd.DataFrame([card.model_dump() for card in cards(cell)])
+    return frame.assign(attack=cell.method, target=frame.target_name)[COLUMNS]
+
+
+def arrays(cell: Cell, target: str) -> Arrays:
+    """The margins of a cell that is measured, and what goes with them."""
+    return Results(cell).artifact(target).arrays()
+
+
+def transfer_utility(cell: Cell, target: str) -> np.ndarray:
+    """The margin of x + δ minus that of x on a target (Section 3.2), every step, (T, N)."""
+    found = arrays(cell, target)
+    return found["margins"] - found["clean"]

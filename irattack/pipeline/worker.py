@@ -1,0 +1,218 @@
+"""The hands of the jobs: choosing, attacking and evaluating images on the device of this run."""
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache, cached_property
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from hydra.utils import instantiate
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.losses import margin
+from irattack.attacks.norms import Norm
+from irattack.attacks.randomness import Draws
+from irattack.data.images import Candidates, Images
+from irattack.errors import InputError
+from irattack.hashing import key
+from irattack.models.network import resized
+from irattack.pipeline import files
+from irattack.pipeline.artifact import Arrays
+from irattack.pipeline.cell import Cell, Shard
+from irattack.pipeline.codec import kept_frames, read_frames
+from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
+from irattack.pipeline.images import images_of
+from irattack.pipeline.steps import last_frame, of_shard
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+def choose(cell: Cell, candidates: Candidates) -> Images:
+    """The first images, in an order drawn from the seed, that all sources classify correctly."""
+    cfg = cell.cfg
+    prepare(cfg)
+    with without_tf32(), torch.no_grad():
+        models = [build(cell, name, "judge") for name in cfg.benchmark.sources]
+        order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
+        found: list[int] = []
+        for start in range(0, len(order), cfg.micro_batch):
+            rows = order[start : start + cfg.micro_batch]
+            batch = candidates.take(rows)
+            x = to_device(batch.pixels, cfg)
+            y = torch.from_numpy(batch.labels).to(x.device)
+            correct = torch.ones_like(y, dtype=torch.bool)
+            for model in models:
+                correct &= margin(model(x), y) < 0
+            found += [rows[i] for i in correct.nonzero().flatten().tolist()]
+            if len(found) >= cfg.images:
+                return candidates.take(found[: cfg.images])
+    cure = f"use images={len(found)} or fewer" if found else "give others"
+    cure = cure if cfg.pretrained else "untrained networks need benchmark.sources=[]"
+    raise InputError(
+        f"images={cfg.images}: only {len(found)} of {len(candidates)} candidate images are "
+        f"classified correctly by every source model; {cure}."
+    )
+
+
+def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
+    """x + δ in 8 bits, still inside the ball: (B, C, H, W) uint8."""
+    levels = norm.round(255 * delta).cpu().numpy()
+    return (pixels + levels).astype(np.uint8)
+
+
+class Worker:
+    """Attacks and evaluates the shards of a cell; loads a model when it is first needed."""
+
+    def __init__(self, cell: Cell):
+        prepare(cell.cfg)
+        self.cell = cell
+        self.draws = Draws(cell.cfg.seed)
+        self.model: Callable[[str, str], nn.Module] = cache(lambda *what: build(cell, *what))
+        self.attack: Attack = instantiate(cell.steps_facts["attack"])
+        self.micro_batch = cell.cfg.micro_batch
+        backward = self.attack.backward
+        self.attack_in_one_graph = backward is not None and backward.one_graph
+
+    @property
+    def source(self) -> nn.Module:
+        """The source as it is measured: no attack's backward rule applies to it."""
+        return self.model(self.cell.cfg.source, "target")
+
+    def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+        """Images (B, C, H, W) in [0, 1] and their labels (B,), on the device."""
+        x = to_device(images.pixels, self.cell.cfg)
+        return x, torch.from_numpy(images.labels).to(x.device)
+
+    @cached_property
+    def images(self) -> Images:
+        """All images of the cell."""
+        return images_of(self.cell)
+
+    def last_delta(self, shard: Shard) -> Tensor:
+        """The perturbations of the last step, from the disk, (B, C, H, W).
+
+        Args:
+            shard: one of the cell, or the first images of one.
+        """
+        cfg, attacked = self.cell.cfg, self.cell.shards(self.images)[shard.index]
+        frame = last_frame(self.cell, attacked)[: len(shard.images)]
+        return to_device(frame, cfg) - to_device(shard.images.pixels, cfg)
+
+    def made(self) -> dict[str, Any]:
+        """What a card says of this run."""
+        return {"made_with": made_with(self.cell.cfg) | {"micro_batch": self.micro_batch}}
+
+    def frames(
+        self, shard: Shard, keep: Sequence[int], all_steps: bool
+    ) -> tuple[Iterator[np.ndarray], dict[str, Any]]:
+        """The frames of a shard in step order, and what its card says; attacks if they are missing.
+
+        Args:
+            keep: the steps that are kept on disk where the attack is run.
+            all_steps: whether every step is asked for, or those of `keep` only.
+        """
+        cell, pixels = self.cell, shard.images.pixels
+        steps = of_shard(cell, shard)
+        card = steps.card()
+        wanted = range(cell.recorded) if all_steps else keep
+        if card is not None and {*wanted} <= {*card.kept}:
+            found = read_frames(steps.path, pixels, len(card.kept))
+            return found, card.model_dump(include={"made_with", "below_tau"})
+        keep = sorted({*keep, *card.kept} if card is not None else keep)
+        config = OmegaConf.to_yaml(cell.cfg, resolve=True)
+        files.write_text(steps.path.parent / "config.yaml", config)
+        says = self.made() | {"below_tau": None}
+        fresh = self.attacked(shard, says)
+        return kept_frames(
+            pixels, fresh, keep, lambda payload: steps.keep(payload, kept=keep, **says)
+        ), says
+
+    def attacked(self, shard: Shard, says: dict[str, Any]) -> Iterator[np.ndarray]:
+        """Runs the attack on a shard: the frame of each recorded step.
+
+        Adds to `says` how many images never reached ‖δ‖₂ = τ, if the attack has a τ.
+        """
+        images, attack = shard.images, self.attack
+        x, y = self.tensors(images)
+        model = self.model(self.cell.cfg.source, "source")
+        for delta in perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch):
+            yield to_frame(images.pixels, delta, attack.norm)
+        if attack.stop is not None:
+            says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
+
+    def margins(
+        self,
+        frames: Iterator[np.ndarray],
+        images: Images,
+        targets: Sequence[str],
+        step: Callable[[], object],
+    ) -> dict[str, Arrays]:
+        """For each target the `margins` of all steps, (T, b), and of the `clean` images, (b,).
+
+        With them go the L2 `lengths` of the perturbations, (T, b), in units of [0, 1] images, and
+        the probability p_y that the source gives to each clean image, `confidence` (b,).
+        """
+        models = {name: self.model(name, "target") for name in targets}
+        clean, y = self.tensors(images)
+
+        @torch.no_grad()  # the frames are computed between its calls, with gradients
+        def measured(x: Tensor) -> dict[str, np.ndarray]:
+            at_size: dict[int, Tensor] = {}  # resized once for all targets of an input size
+            found = {}
+            for name, model in models.items():
+                size = getattr(model, "size", x.shape[-1])
+                if size not in at_size:
+                    at_size[size] = resized(x, size)
+                pieces = zip(
+                    at_size[size].split(self.micro_batch), y.split(self.micro_batch), strict=True
+                )
+                found[name] = torch.cat([margin(model(b), c) for b, c in pieces]).cpu().numpy()
+            return found
+
+        with torch.no_grad():
+            source = self.model(self.cell.cfg.source, "source")
+            belief = torch.cat([source(b) for b in clean.split(self.micro_batch)]).softmax(dim=1)
+        probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
+        unperturbed = measured(clean)
+        each, lengths = [], []
+        for frame in frames:
+            x = to_device(frame, self.cell.cfg)
+            lengths.append((x - clean).flatten(1).norm(dim=1).cpu().numpy())
+            each.append(measured(x))
+            step()
+        shared = {"lengths": np.stack(lengths), "confidence": probability}
+        return {
+            name: {
+                "margins": np.stack([found[name] for found in each]),
+                "clean": unperturbed[name],
+                **shared,
+            }
+            for name in targets
+        }
+
+    def retry(self, work: Callable[[], T]) -> T:
+        """Runs the work on a shard; with half the micro-batch where the device lacks memory."""
+        while True:
+            try:
+                return work()
+            except torch.OutOfMemoryError:
+                if self.micro_batch == 1 or self.attack_in_one_graph:
+                    raise InputError(
+                        f"device={self.cell.cfg.device}: out of memory, and no smaller micro_batch "
+                        "helps; use a smaller block or another device."
+                    ) from None
+            self.micro_batch //= 2
+            torch.cuda.empty_cache()
+            log.warning(
+                "The device is out of memory: this shard starts again with micro_batch=%d.",
+                self.micro_batch,
+            )
+
+    def progress(self, what: str, steps: int) -> tqdm:
+        """A progress bar, on a terminal only."""
+        return tqdm(total=steps, desc=what, unit="step", leave=False, disable=None)

@@ -1,0 +1,43 @@
+"""How tables and figures write models, norms and attacks."""
+
+NAMES = {
+    "alexnet": "AlexNet",
+    "vgg16": "VGG-16",
+    "resnet34": "RN-34",
+    "resnet152": "RN-152",
+    "densenet121": "DN-121",
+    "densenet201": "DN-201",
+    "ensemble": "Ensemble",
+    "senet154": "SE-154",
+    "inception_v3": "IncV3",
+    "inception_v4": "IncV4",
+    "inception_resnet_v2": "IncResV2",
+    "inception_v3_ens3": "IncV3-ens3",
+    "inception_v3_ens4": "IncV3-ens4",
+    "inception_resnet_v2_ens3": "IncResV2-ens3",
+    "linf": "L∞",
+    "l2": "L2",
+    "free": "no ball",
+}
+METHODS = {
+    **{
+        "miir": "MI+IR",
+        "vrir": "VR+IR",
+        "sgmir": "SGM+IR",
+        "tiir": "TI+IR",
+        "hybridir": "HybridIR",
+    },
+    **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
+    "relaxed": "relaxed",
+}
+
+
+def title(name: str) -> str:
+    """How a table writes a model or a norm."""
+    return NAMES.get(name, name)
+
+
+def method_name(method: str) -> str:
+    """How a table writes a method: `ir lam=0.3` as `IR lam=0.3`."""
+    name, _, settings = method.partition(" ")
+    return f"{METHODS.get(name, name.upper())} {settings}".strip()

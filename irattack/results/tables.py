@@ -1,0 +1,161 @@
+"""Tables of success rates, the paper's numbers beside ours."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import pandas as pd
+
+from irattack.pipeline import statistics
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.results import arrays, rows
+from irattack.results import paper
+from irattack.results.names import method_name, title
+from irattack.results.paper import CELL
+from irattack.results.publish import caption, publish
+
+COLUMNS = [*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"]
+
+
+def render(results: pd.DataFrame) -> str:
+    """The rows of one cell, for the terminal."""
+    shown = paper.with_paper(results)
+    names = {"success_rate_percent": "success %", "ci": "95 % interval", "paper_percent": "paper %"}
+    shown["ci"] = [f"{a:.1f} to {b:.1f}" for a, b in zip(shown.ci_low, shown.ci_high, strict=True)]
+    shown["paper_percent"] = shown["paper_percent"].map("{:.1f}".format).replace("nan", "–")
+    shown = shown[[*CELL, "n", "success_rate_percent", "ci", "paper_percent"]].rename(columns=names)
+    return shown.to_markdown(index=False, floatfmt=".1f", tablefmt="simple")
+
+
+def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | None) -> pd.DataFrame:
+    """The gain of the second attack of each pair over the first, in points.
+
+    Columns: attack, over, source, norm, target, n, gain, ci_low, ci_high (paired over images),
+    paper_gain.
+    """
+    by_name = {(cell.method, cell.cfg.source, cell.norm): cell for cell in cells}
+    printed = paper.rates(table).set_index(CELL)["paper_percent"]
+    records = []
+    for baseline, ours in pairs:
+        for (name, source, norm), cell in by_name.items():
+            if name != baseline or (ours, source, norm) not in by_name:
+                continue
+            both = (by_name[ours, source, norm], cell)
+            for target in cell.targets:
+                margins = [arrays(c, target)["margins"] for c in both]
+                success = [statistics.transferred(each) for each in margins]
+                percent = [
+                    printed.get((source, c.method, norm, target), float("nan")) for c in both
+                ]
+                gain = statistics.gain_interval(*success)
+                where = (ours, baseline, source, norm, target, len(success[0]))
+                records.append((*where, *gain, percent[0] - percent[1]))
+    columns = ["attack", "over", *CELL[:1], *CELL[2:], "n", "gain", "ci_low", "ci_high"]
+    return pd.DataFrame(records, columns=[*columns, "paper_gain"])
+
+
+def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
+    """One norm's half of a table, laid out as in the paper: a line a source and method."""
+    results = results[results.norm == norm]
+    gain = gain[gain.norm == norm]
+    targets = list(dict.fromkeys(results.target))
+    lines: list[list[str]] = []
+
+    def line(label: str, cells: dict[str, str]) -> None:
+        if any(cells.values()):
+            numbers = [float(cells[t].split()[0]) for t in targets if cells.get(t)]
+            sign = "+" if "+" in "".join(cells.values()) else ""
+            mean = f"{sum(numbers) / len(numbers):{sign}.1f}"
+            lines.append(["", label, *(cells.get(target) or "–" for target in targets), mean])
+
+    for source, of_source in results.groupby("source", sort=False):
+        first = len(lines)
+        for attack, group in of_source.groupby("attack", sort=False):
+            percent = dict(zip(group.target, group.success_rate_percent, strict=True))
+            paper = dict(zip(group.target, group.paper_percent, strict=True))
+            line(method_name(attack), {t: f"{value:.1f}" for t, value in percent.items()})
+            printed = {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()}
+            line(f"{method_name(str(attack))}, paper", printed)
+        for (ours, over), group in gain[gain.source == source].groupby(
+            ["attack", "over"], sort=False
+        ):
+            found = {
+                row.target: f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
+                for row in group.itertuples()
+            }
+            printed = {
+                row.target: "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
+                for row in group.itertuples()
+            }
+            line(f"{method_name(ours)} − {method_name(over)} [95 %]", found)
+            line("gain, paper", printed)
+        lines[first][0] = title(str(source))
+    return [
+        [f"{title(norm)} source", "method", *(title(t) for t in targets), "mean"],
+        *lines,
+    ]
+
+
+def overview(results: pd.DataFrame) -> list[list[str]]:
+    """A line a source and method: means over the targets, instead of a column a target."""
+    keys = ["source", "norm", "attack"]
+    columns = ["success_rate_percent", "last_step_percent", "mean_l2", "source_confidence"]
+    means = results.groupby(keys, sort=False)[columns].mean().reset_index()
+    names = ["source", "norm", "method", "success %", "at last step %", "mean L2", "median p_y"]
+    lines = [
+        [
+            *(title(row.source), title(row.norm), method_name(row.attack)),
+            *(f"{row.success_rate_percent:.1f}", f"{row.last_step_percent:.1f}"),
+            *(f"{row.mean_l2:.2f}", f"{row.source_confidence:.2f}"),
+        ]
+        for row in means.itertuples()
+    ]
+    return [names, *lines]
+
+
+def summaries(gain: pd.DataFrame) -> list[str]:
+    """A sentence a pair: how often and by how much one attack beats the other, for each norm."""
+    sentences = []
+    for (ours, over), of_pair in gain.groupby(["attack", "over"], sort=False):
+        parts = [(title(str(norm)), g) for norm, g in of_pair.groupby("norm", sort=False)]
+        for norm, g in [*parts, *([("both norms", of_pair)] if len(parts) > 1 else [])]:
+            sentence = (
+                f"{method_name(ours)} against {method_name(over)}, {norm}: higher on "
+                f"{(g.gain > 0).sum()} of {len(g)} pairs ({(g.ci_low > 0).sum()} with the interval "
+                f"above 0), lower on {(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean "
+                f"gain {g.gain.mean():+.1f} points."
+            )
+            paper = g.paper_gain.dropna()
+            if len(paper):
+                higher = (paper > 0).sum()
+                sentence += f" Paper: higher on {higher} of {len(paper)}, mean {paper.mean():+.1f}."
+            sentences.append(sentence)
+    return sentences
+
+
+def write_table(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
+    """A table of success rates (conf/table): writes its files, returns what to print."""
+    number = definition.get("paper")
+    results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
+    results = paper.with_paper(results, number)
+    controls = definition.get("layout") == "overview"
+    if not controls:
+        results = results[COLUMNS]
+    files = {f"{name}.csv": results}
+    remarks = [caption(cells)]
+    gain = gains(cells, definition.get("gain", []), number)
+    if len(gain):
+        files[f"{name}_gain.csv"] = gain
+        remarks += summaries(gain)
+    notes = paper.rates(number).dropna(subset="note").merge(results[CELL], on=CELL)
+    for n in notes.itertuples():
+        pair = f"{title(n.source)} to {title(n.target)}"
+        remarks.append(
+            f"The paper's {method_name(n.attack)} {pair} ({title(n.norm)}), quoted as "
+            f"{n.paper_percent:.1f}: {n.note.replace('linf', 'L∞')}."
+        )
+    halves = (
+        [overview(results)]
+        if controls
+        else [layout(results, gain, norm) for norm in results.norm.unique()]
+    )
+    return publish(cells, name, definition["title"], halves, remarks, files)
