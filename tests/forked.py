@@ -22,36 +22,37 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from irattack.commands import reproduce
+from irattack.commands import plans, reproduce
 from irattack.commands.cli import one_sentence
 from irattack.commands.settings import check, register_resolvers
+from irattack.conf import CONF
 from irattack.data import photos
-from irattack.models import zoo
-from irattack.pipeline import run as pipeline
-from irattack.pipeline import store
+from irattack.pipeline import worker
+from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.job import ensure, jobs_of
 
 SMALL = [
     *("images=8", "block=4", "steps=3", "samples=2", "grid=4", "cells=3", "threads=1"),
     *("source=alexnet", "targets=[alexnet,vgg16]"),
 ]
 STAGES = {"images": "choosing", "steps": "shards", "parts": "evaluating", "tables": "table"}
-ROOT = zoo.CONF.parent
+ROOT = CONF.parent
 Changes = dict[str, Any]
 
 
-def plans(*overrides: str) -> dict[str, reproduce.Plan]:
+def planned() -> dict[str, plans.Plan]:
     """The plan of the table alone, in place of those of all."""
     register_resolvers()
     GlobalHydra.instance().clear()
-    with reproduce.initialize_config_dir(str(zoo.CONF), version_base="1.3"):
-        return {"table1": reproduce.plan("table1", [*SMALL, *overrides])}
+    with plans.hydra():
+        return {"table1": plans.plan("table1", SMALL)}
 
 
-PLAN = plans()["table1"]
+PLAN = planned()["table1"]
 
 
-def plan(changes: Changes, only: int | slice | None = None) -> reproduce.Plan:
+def plan(changes: Changes, only: int | slice | None = None) -> plans.Plan:
     """The plan with other settings, or of some cells alone."""
     chosen = []
     some = slice(only, only + 1) if isinstance(only, int) else only or slice(None)
@@ -63,18 +64,22 @@ def plan(changes: Changes, only: int | slice | None = None) -> reproduce.Plan:
         other = Cell(cfg)
         other.method = cell.method
         chosen.append((other, choice))
-    return reproduce.Plan(PLAN.called, PLAN.definition, chosen, [])
+    return plans.Plan(PLAN.called, PLAN.definition, chosen, [])
 
 
 def make(
     changes: Changes | None = None, only: int | slice | None = None, aggregate: bool = False
 ) -> str:
     """Makes the table in the current folder, without Hydra between the table and its cells."""
-    table = plan(changes or {}, only)
+
+    def run(chosen: list[tuple[Cell, Changes]], *_: Any) -> None:
+        for cell, _settings in chosen:
+            for job in jobs_of(cell):
+                ensure(job)
+
     with contextlib.ExitStack() as stack:
-        replace(stack, reproduce, "plan", lambda *_: table)
-        replace(stack, reproduce, "run", lambda cells, _: [pipeline.run(c) for c, _ in cells])
-        return reproduce.reproduce("table1", [], [], aggregate)
+        replace(stack, reproduce, "run", run)
+        return reproduce.reproduce(plan(changes or {}, only), [], aggregate)
 
 
 def replace(stack: contextlib.ExitStack, where: Any, name: str, value: Any) -> None:
@@ -112,7 +117,7 @@ class Ticks:
     def watch(self) -> None:
         """Counts from now on, in this process and for good."""
         sys.addaudithook(self.on_event)
-        real, project = pipeline.margin, pipeline.to_frame
+        real, project = worker.margin, worker.to_frame
 
         def margin(*arguments: Any) -> Any:
             self("evaluating" if list(Path("outputs").glob("*/images/*.json")) else "choosing")
@@ -122,7 +127,7 @@ class Ticks:
             self("attacking")
             return project(*arguments)
 
-        pipeline.margin, pipeline.to_frame = margin, to_frame  # type: ignore[assignment]
+        worker.margin, worker.to_frame = margin, to_frame  # type: ignore[assignment]
 
 
 def child(folder: Path, log: Path, kill_at: Any, work: Callable, arguments: tuple) -> None:
@@ -140,7 +145,7 @@ def child(folder: Path, log: Path, kill_at: Any, work: Callable, arguments: tupl
 
 
 def command(*words: str) -> str:
-    """`python -m irattack.commands.reproduce table1` with the settings of the table."""
+    """`python -m irattack reproduce table1` with the settings of the table."""
     sys.argv = ["reproduce", "table1", *SMALL, *words]
     reproduce.main()
     return ""
@@ -198,12 +203,10 @@ def serve() -> None:
 
 def warm() -> None:
     """Loads what every process would load."""
-    import irattack.models.published
-    import irattack.results.report  # noqa: F401
 
     torch.set_num_threads(1)
     photos.candidates("test")
-    store.provenance()
+    provenance()
 
 
 if "pytest" not in sys.modules:

@@ -15,6 +15,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from irattack.commands import reproduce
 from irattack.commands import run as command
+from irattack.conf import CONF
 from irattack.models import zoo
 
 QUICK = ["images=8", "steps=2", "samples=2", "targets=[alexnet]", "threads=1"]
@@ -143,7 +144,7 @@ def test_changed_weights_are_refused(
 
 def spawn(folder: Path, *arguments: str, **options: object) -> subprocess.Popen:
     command = [sys.executable, "-m", "irattack", f"output={folder}", *arguments]
-    environment = {**os.environ, "PYTHONPATH": str(zoo.CONF.parent)}
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent)}
     return subprocess.Popen(  # type: ignore[call-overload]
         command,
         env=environment,

@@ -10,12 +10,16 @@ from hydra import compose, initialize_config_dir
 from PIL import Image
 
 from irattack.commands import settings
+from irattack.conf import CONF
 from irattack.data import photos
 from irattack.models import zoo
-from irattack.pipeline import run as pipeline
-from irattack.pipeline import steps, store
 from irattack.pipeline.cell import Cell
-from irattack.results import report
+from irattack.pipeline.codec import read_frames
+from irattack.pipeline.images import images_of
+from irattack.pipeline.job import ensure
+from irattack.pipeline.results import Results, arrays, rows
+from irattack.pipeline.steps import of_shard
+from irattack.results import publish
 
 NAMES = zoo.names("imagenet")
 SYNSETS = ("n01440764", "n02123045", "n15075141")
@@ -27,7 +31,7 @@ pytestmark = pytest.mark.slow
 def config() -> Iterator[None]:
     settings.register_resolvers()
     threads = torch.get_num_threads()
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
     torch.set_num_threads(threads)
 
@@ -54,21 +58,21 @@ def cell(folder: Path, output: Path, *overrides: str) -> Cell:
 def test_one_attack_on_every_target(folder: Path, tmp_path: Path) -> None:
     targets = [name for name in NAMES if name != "resnet34"]
     one = cell(folder, tmp_path, "attack=ir", f"targets=[{','.join(targets)}]", "steps=2")
-    assert pipeline.run(one) == []
-    images = pipeline.chosen_images(one)
+    assert ensure(Results(one)) == []
+    images = images_of(one)
     assert images.pixels.shape == (2, 3, 224, 224)
     assert {1000 > label >= 0 for label in images.labels} == {True}
-    ((path, part),) = one.shards(images)
-    first, second = steps.read_shard(path, part.pixels)
-    assert np.abs(first.astype(int) - part.pixels).max() == 2
-    assert np.abs(second.astype(int) - part.pixels).max() in (3, 4)
-    found = pipeline.rows(one)
+    (shard,) = one.shards(images)
+    first, second = read_frames(of_shard(one, shard).path, images.pixels, 2)
+    assert np.abs(first.astype(int) - images.pixels).max() == 2
+    assert np.abs(second.astype(int) - images.pixels).max() in (3, 4)
+    found = rows(one)
     assert list(found.target) == targets
     for target in targets:
-        arrays = store.read_arrays(one.margins_path(target))
-        assert arrays["margins"].shape == (2, 2)
-        assert all(np.isfinite(values).all() for values in arrays.values())
-    assert "UNTRAINED NETWORKS" in report.caption([one])
+        measured = arrays(one, target)
+        assert measured["margins"].shape == (2, 2)
+        assert all(np.isfinite(values).all() for values in measured.values())
+    assert "UNTRAINED NETWORKS" in publish.caption([one])
 
 
 @pytest.mark.parametrize("source", NAMES)
@@ -78,7 +82,7 @@ def test_every_source_is_attacked(source: str, folder: Path, tmp_path: Path) -> 
     attack = "sgmir" if known else "ir"
     given = [f"attack={attack}", f"source={source}", "targets=[alexnet]", "steps=2", "images=1"]
     one = cell(folder, tmp_path, *given)
-    assert pipeline.run(one) == []
-    (lengths,) = store.read_arrays(one.margins_path("alexnet"))["lengths"].T
+    assert ensure(Results(one)) == []
+    (lengths,) = arrays(one, "alexnet")["lengths"].T
     assert 0 < lengths[0] <= 2 / 255 * 150528**0.5 * 1.001
     assert lengths[1] > lengths[0]

@@ -12,6 +12,7 @@ from irattack.attacks.objective import to_pixels
 from irattack.attacks.randomness import Draws
 from irattack.interactions import cells as interactions
 from irattack.interactions import game
+from irattack.interactions.averages import average, per_pair
 
 GRID = 3
 IDS = [f"image-{i}" for i in range(9)]
@@ -56,7 +57,7 @@ def test_contributions_are_those_of_the_exact_game(case: Case, micro_batch: int)
         rival = strongest_rival(model((x + delta)[image : image + 1]), y[image : image + 1])
         expected = game.contributions(cell_game(*one, rival), GRID**2)
         np.testing.assert_allclose(found_fixed[image].flatten(), expected, atol=1e-10)
-        mean = interactions.per_pair(interactions.average(found), GRID)[image]
+        mean = per_pair(average(found), GRID)[image]
         pairs = game.shapley_interactions(cell_game(*one), GRID**2)
         off = pairs[~np.eye(GRID**2, dtype=bool)]
         assert mean.item() == pytest.approx(off.mean(), abs=1e-10)
@@ -98,7 +99,7 @@ def check_estimator(measure: Measure, exact: Tensor, seeds: int = 40, samples: i
 
 def test_sampling_single_cells_estimates_the_exact_average(case: Case) -> None:
     model, x, delta, y = case
-    exact = interactions.average(interactions.contributions(model, x, delta, y, GRID))
+    exact = average(interactions.contributions(model, x, delta, y, GRID))
     check_estimator(
         lambda draws, samples: interactions.sampled(
             model, x, delta, y, IDS, draws, samples, cells=1, grid=GRID
@@ -128,8 +129,8 @@ def test_larger_sets_have_the_same_mean_over_pairs_of_a_quadratic() -> None:
     weight = torch.randn(3 * 36, 3 * 36, generator=generator, dtype=torch.float64)
     delta = torch.randn(2, 3, 6, 6, generator=generator, dtype=torch.float64)
     x, y = torch.zeros_like(delta), torch.zeros(2, dtype=torch.long)
-    exact = interactions.average(interactions.contributions(Quadratic(), x, delta, y, GRID))
-    exact = interactions.per_pair(exact, GRID)
+    exact = average(interactions.contributions(Quadratic(), x, delta, y, GRID))
+    exact = per_pair(exact, GRID)
     found = interactions.sampled(Quadratic(), x, delta, y, IDS[:2], Draws(0), 2000, 4, GRID)
-    error = interactions.per_pair(found.error, GRID, 4)
-    assert ((interactions.per_pair(found.value, GRID, 4) - exact).abs() < 4 * error).all()
+    error = per_pair(found.error, GRID, 4)
+    assert ((per_pair(found.value, GRID, 4) - exact).abs() < 4 * error).all()

@@ -1,5 +1,6 @@
 """Hydra's launchers: several processes make what one makes, and what is missing is named."""
 
+import re
 import shutil
 import sys
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from irattack.commands import reproduce
 from irattack.commands.launch import failures, of_launcher
-from irattack.models import zoo
+from irattack.conf import CONF
 
 SMALL = [
     *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
@@ -21,13 +22,15 @@ Make = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def make(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Runs `python -m irattack.commands.reproduce table1 …` here: (exit status, stdout, stderr)."""
+    """Runs `python -m irattack reproduce table1 …` here: (exit status, stdout, stderr)."""
 
-    def call(folder: Path, *options: str, table: str = "table1") -> tuple[int, str, str]:
+    def call(
+        folder: Path, *options: str, table: str = "table1", aggregate: bool = False
+    ) -> tuple[int, str, str]:
         monkeypatch.setattr(sys, "argv", ["reproduce", table, f"output={folder}", *SMALL, *options])
         status = 0
         try:
-            reproduce.main()
+            reproduce.main(aggregate)
         except SystemExit as stopped:
             status = int(stopped.code or 0)
         finally:
@@ -44,9 +47,9 @@ def tables(folder: Path) -> dict[str, bytes]:
 def test_two_processes_make_the_same_files(
     make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(zoo.CONF.parent))
+    monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
     alone, together = tmp_path / "alone", tmp_path / "together"
-    status, _, err = make(alone, "--aggregate")
+    status, _, err = make(alone, aggregate=True)
     assert status == 2
     assert err.startswith("irattack: table1: 8 of 8 results are missing: source=resnet34 attack=")
     assert err.count("\n") == 1
@@ -73,7 +76,7 @@ def test_two_processes_make_the_same_files(
     (gone,) = (together / "photos/results").glob("ir-resnet34-l2-*/vgg16.json")
     gone.unlink()
     shutil.rmtree(together / "photos/tables")
-    status, out, err = make(together, "--aggregate")
+    status, out, err = make(together, aggregate=True)
     assert status == 2
     assert "Written" not in out
     named = "1 of 8 results are missing: source=resnet34 attack=ir norm=l2 target=vgg16; run"
@@ -83,7 +86,7 @@ def test_two_processes_make_the_same_files(
     assert "#0 : +cell=l2-resnet34-ir" in out + err
     assert "#1 : " not in out + err
     assert tables(together) == tables(alone)
-    status, out, _ = make(together, "--aggregate")
+    status, out, _ = make(together, aggregate=True)
     assert status == 0
     assert printed.endswith(out[-200:].replace("together", "alone"))
 
@@ -123,10 +126,24 @@ def test_a_mistake_is_a_sentence(
     assert sentence in err
 
 
-def test_what_runs_no_cells_cannot_be_aggregated(make: Make, tmp_path: Path) -> None:
-    status, _, err = make(tmp_path, "--aggregate", table="propositions")
+def test_interactions_run_in_the_workers(
+    make: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Table 4 and the propositions, whose jobs are no attacks of the pipeline, alike."""
+    monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
+    status, _, err = make(tmp_path, "attack=pgd,ir", table="table4", aggregate=True)
     assert status == 2
-    assert "propositions: has no cells to aggregate" in err
+    assert "table4: 6 of 6 results are missing" in err
+    assert "attack=pgd norm=linf interactions;" in err
+    options = ["hydra/launcher=joblib", "hydra.launcher.n_jobs=2"]
+    status, out, err = make(tmp_path, "attack=pgd,ir", *options, table="table4")
+    assert status == 0, err
+    assert "Written to" in out
+    for log in (tmp_path / "photos/log").glob("[0-9]-*/irattack.log"):
+        assert re.search(r"(pgd|ir) from resnet34, linf: results\.", log.read_text())
+        assert re.search(r"(pgd|ir) from resnet34, linf: interactions\.", log.read_text())
+    status, out, err = make(tmp_path, "attack=pgd,ir", table="table4", aggregate=True)
+    assert status == 0, err
 
 
 def test_failures_keep_a_bug_of_a_single_process(monkeypatch: pytest.MonkeyPatch) -> None:

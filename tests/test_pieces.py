@@ -37,6 +37,7 @@ from irattack.attacks.pieces import (
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
 from irattack.commands.settings import check, register_resolvers
+from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.pipeline.cell import plain
@@ -223,7 +224,7 @@ def inception_residual(b: Any, x: Tensor) -> Tensor:
 
 
 def fact(name: str) -> dict:
-    path = zoo.CONF / "model" / "imagenet" / f"{name}.yaml"
+    path = CONF / "model" / "imagenet" / f"{name}.yaml"
     return plain(OmegaConf.load(path)) | {"gamma": 0.3}
 
 
@@ -339,7 +340,7 @@ def test_sgm_refuses_what_it_does_not_know(smooth: nn.Module) -> None:
 @pytest.fixture(scope="module")
 def config() -> Iterator[None]:
     register_resolvers()
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
 
@@ -410,7 +411,7 @@ def test_an_uncovered_border_is_in_no_set() -> None:
 
 # --- every attack, norm and source ---------------------------------------------------------------
 
-ATTACKS = sorted({path.stem for path in (zoo.CONF / "attack").glob("*.yaml")} - {"base"})
+ATTACKS = sorted({path.stem for path in (CONF / "attack").glob("*.yaml")} - {"base"})
 
 
 def flat(model: nn.Module, inputs: tuple[Tensor], logits: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The stages on known data: what is chosen, cached, measured and reported is what is claimed."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,15 +12,22 @@ from hydra import compose, initialize_config_dir
 
 from irattack.attacks.losses import margin
 from irattack.commands.settings import register_resolvers
+from irattack.conf import CONF
 from irattack.data import photos
-from irattack.data.images import Candidates
+from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.models import zoo
-from irattack.pipeline import run as pipeline
+from irattack.pipeline import files, worker
 from irattack.pipeline import statistics as evaluation
-from irattack.pipeline import steps, store
-from irattack.pipeline.cell import Cell, set_tf32
-from irattack.results import report
+from irattack.pipeline.artifact import Artifact, to_bytes
+from irattack.pipeline.cell import Cell, Shard
+from irattack.pipeline.codec import read_frames
+from irattack.pipeline.compute import set_tf32
+from irattack.pipeline.images import Choice, images_of, manifest
+from irattack.pipeline.job import ensure
+from irattack.pipeline.results import Results, arrays, rows
+from irattack.pipeline.steps import of_shard
+from irattack.results import paper, tables
 
 QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "block=8"]
 
@@ -28,7 +35,7 @@ QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "b
 @pytest.fixture(scope="module", autouse=True)
 def config() -> Iterator[None]:
     register_resolvers()
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
 
@@ -36,28 +43,35 @@ def cell(folder: Path, *overrides: str) -> Cell:
     return Cell(compose("config", overrides=[f"output={folder}", *QUICK, *overrides]))
 
 
+def chosen(one: Cell) -> Images:
+    """The images of a cell, chosen where they are not."""
+    ensure(Choice(one))
+    return images_of(one)
+
+
 @pytest.mark.parametrize("norm", ["linf", "l2"])
 def test_margins_are_those_of_the_cached_frames(tmp_path: Path, norm: str) -> None:
     one = cell(tmp_path, "attack=ir", "source=alexnet", f"norm={norm}")
-    pipeline.run(one)
-    images = pipeline.chosen_images(one)
-    arrays = store.read_arrays(one.margins_path("vgg16"))
+    ensure(Results(one))
+    images = images_of(one)
+    found = arrays(one, "vgg16")
     model, first = zoo.build("photos", "vgg16"), 0
-    for path, part in one.shards(images):
+    for shard in one.shards(images):
+        part = shard.images
         y = torch.from_numpy(part.labels)
-        for step, frame in enumerate(steps.read_shard(path, part.pixels)):
+        for step, frame in enumerate(read_frames(of_shard(one, shard).path, part.pixels, 3)):
             where = slice(first, first + len(part))
-            found = margin(model(photos_tensor(frame)), y).numpy()
-            np.testing.assert_allclose(arrays["margins"][step, where], found, atol=1e-4)
+            expected = margin(model(photos_tensor(frame)), y).numpy()
+            np.testing.assert_allclose(found["margins"][step, where], expected, atol=1e-4)
             change = frame.astype(float) - part.pixels
             lengths = np.sqrt((change**2).sum(axis=(1, 2, 3))) / 255
-            np.testing.assert_allclose(arrays["lengths"][step, where], lengths, rtol=1e-4)
+            np.testing.assert_allclose(found["lengths"][step, where], lengths, rtol=1e-4)
             assert (lengths > 0).all()
             assert (lengths <= 24 / 255 * 3072**0.5 * (1 + 1e-6)).all()
             assert norm == "l2" or np.abs(change).max() <= 24
         first += len(part)
     assert first == len(images) == 12
-    assert arrays["margins"].shape == (3, 12)
+    assert found["margins"].shape == (3, 12)
 
 
 def photos_tensor(pixels: np.ndarray) -> torch.Tensor:
@@ -66,28 +80,35 @@ def photos_tensor(pixels: np.ndarray) -> torch.Tensor:
 
 def test_every_source_classifies_the_chosen_images(tmp_path: Path) -> None:
     one = cell(tmp_path)
-    images = pipeline.chosen_images(one)
+    images = chosen(one)
     y = torch.from_numpy(images.labels)
     for name in one.cfg.benchmark.sources:
         assert (margin(zoo.build("photos", name)(photos_tensor(images.pixels)), y) < 0).all()
-    again = pipeline.chosen_images(one)
+    again = chosen(one)
     assert again.ids == images.ids
-    other = pipeline.chosen_images(cell(tmp_path, "seed=1"))
+    other = chosen(cell(tmp_path, "seed=1"))
     assert set(other.ids) != set(images.ids)
 
 
 def test_another_label_is_another_shard(tmp_path: Path) -> None:
     one = cell(tmp_path)
-    images = pipeline.chosen_images(one)
+    images = chosen(one)
     other = replace(images, labels=images.labels + 1)
-    for facts in (pipeline.shard_facts, lambda c, i: pipeline.part_facts(c, "vgg16", i)):
-        assert facts(one, images) == facts(one, images.take(range(12)))
-        assert facts(one, images)["images"] != facts(one, other)["images"]
+    artifacts: list[Callable[[Shard], Artifact]] = [
+        lambda shard: of_shard(one, shard),
+        lambda shard: Results(one).part("vgg16", shard),
+    ]
+    for artifact in artifacts:
+        first, same, foreign = (
+            artifact(Shard(0, i)).facts for i in (images, images.take(range(12)), other)
+        )
+        assert first == same
+        assert [name for name in first if first[name] != foreign[name]] in (["images"], ["shard"])
 
 
 def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     one = cell(tmp_path)
-    images = pipeline.chosen_images(one)
+    images = chosen(one)
     real = photos.candidates
 
     def changed(split: str):  # type: ignore[no-untyped-def]
@@ -103,19 +124,19 @@ def test_a_changed_clean_image_is_named(tmp_path: Path, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(photos, "candidates", changed)
     with pytest.raises(InputError, match=f"1 of 12 images .*{images.ids[3]}"):
-        pipeline.chosen_images(one)
+        images_of(one)
 
 
 def test_damaged_results_are_measured_again(tmp_path: Path) -> None:
     one = cell(tmp_path, "source=alexnet")
-    pipeline.run(one)
-    first = pipeline.rows(one)
-    path = one.margins_path("vgg16")
-    arrays = store.read_arrays(path)
-    store.write_arrays(path, **(arrays | {"margins": arrays["margins"] * 0 + 1}))
-    assert not pipeline.is_measured(one, "vgg16")
-    pipeline.run(one)
-    pd.testing.assert_frame_equal(pipeline.rows(one), first)
+    ensure(Results(one))
+    first = rows(one)
+    artifact = Results(one).artifact("vgg16")
+    found = artifact.arrays()
+    artifact.path.write_bytes(to_bytes(found | {"margins": found["margins"] * 0 + 1}))
+    assert Results(one).missing() == ["vgg16"]
+    ensure(Results(one))
+    pd.testing.assert_frame_equal(rows(one), first)
 
 
 def test_sgm_facts_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,22 +164,22 @@ def test_gains_are_second_minus_first(tmp_path: Path) -> None:
     for attack, hits in success.items():
         one = cell(tmp_path, f"attack={attack}", "source=resnet34")
         margins = np.tile(np.array(hits) - 0.5, (3, 1))
-        store.write_arrays(one.margins_path("vgg16"), margins=margins)
+        files.write_bytes(Results(one).artifact("vgg16").path, to_bytes({"margins": margins}))
         cells.append(one)
-    gain = report.gains(cells, [["pgd", "ir"]], table=1)
+    gain = tables.gains(cells, [["pgd", "ir"]], table=1)
     (row,) = gain.itertuples()
     assert (row.attack, row.over, row.n, row.gain) == ("ir", "pgd", 4, 25.0)
     assert row.paper_gain == pytest.approx(85.4 - 66.6)
     ours, base = (np.array(success[name], bool) for name in ("ir", "pgd"))
     assert (row.ci_low, row.ci_high) == evaluation.gain_interval(ours, base)[1:]
-    assert "higher on 1 of 1 pairs" in report.summaries(gain)[0]
+    assert "higher on 1 of 1 pairs" in tables.summaries(gain)[0]
 
 
 def test_paper_numbers_are_read_from_the_right_cells() -> None:
-    rates = report.paper_rates(1).set_index(report.CELL)["paper_percent"]
+    rates = paper.rates(1).set_index(paper.CELL)["paper_percent"]
     assert rates["densenet201", "ir", "linf", "inception_v4"] == 63.0
     assert rates["alexnet", "pgd", "l2", "inception_v3"] == 53.5
-    third = report.paper_rates(3).set_index(report.CELL)["paper_percent"]
+    third = paper.rates(3).set_index(paper.CELL)["paper_percent"]
     assert third["densenet121", "hybridir", "linf", "densenet201"] == 99.1
 
 
@@ -166,7 +187,7 @@ def test_out_of_memory_halves_the_micro_batch(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The shard starts again, says so, and records the micro-batch that it was made with."""
-    real, tried = pipeline.perturbations, []
+    real, tried = worker.perturbations, []
 
     def limited(*arguments):  # type: ignore[no-untyped-def]
         tried.append(arguments[-1])
@@ -176,28 +197,28 @@ def test_out_of_memory_halves_the_micro_batch(
             raise torch.OutOfMemoryError("CUDA out of memory")
         yield from steps_
 
-    monkeypatch.setattr(pipeline, "perturbations", limited)
+    monkeypatch.setattr(worker, "perturbations", limited)
     one = cell(tmp_path, "attack=ir", "source=alexnet")
-    assert pipeline.run(one) == []
+    assert ensure(Results(one)) == []
     assert tried == [256, 128, 64, 64]  # two shards
     assert "starts again with micro_batch=64" in caplog.messages[-1]
-    card = store.read_json(one.steps_path / "0000.json")
+    card = files.read_json(one.steps_folder / "0000.json")
     assert card is not None
     assert card["made_with"]["micro_batch"] == 64
-    monkeypatch.setattr(pipeline, "perturbations", real)
+    monkeypatch.setattr(worker, "perturbations", real)
     other = cell(tmp_path / "other", "attack=ir", "source=alexnet", "micro_batch=64")
-    pipeline.run(other)
-    found, expected = (store.read_arrays(c.margins_path("vgg16"))["margins"] for c in (one, other))
+    ensure(Results(other))
+    found, expected = (arrays(c, "vgg16")["margins"] for c in (one, other))
     np.testing.assert_array_equal(found, expected)
 
 
 def test_images_of_a_manifest_are_attacked(tmp_path: Path) -> None:
     first = cell(tmp_path, "attack=pgd", "source=alexnet", "seed=3")
-    images = pipeline.chosen_images(first)
-    again = cell(tmp_path / "other", f"manifest={first.images_path}", "source=alexnet")
-    assert pipeline.chosen_images(again).ids == images.ids
+    images = chosen(first)
+    again = cell(tmp_path / "other", f"manifest={manifest(first).path}", "source=alexnet")
+    assert images_of(again).ids == images.ids
     assert again.key != cell(tmp_path, "source=alexnet").key
-    pipeline.run(again)
+    ensure(Results(again))
     assert not (tmp_path / "other/photos/images").exists()
 
 
@@ -207,9 +228,9 @@ def test_a_class_that_a_model_does_not_know(
     monkeypatch.setattr(zoo, "classes", lambda _, name: 3 if name == "vgg16" else 16)
     match = r"vgg16: does not know the classes of \d+ of \d+ images \(test-"
     with pytest.raises(InputError, match=match):
-        pipeline.chosen_images(cell(tmp_path))
+        chosen(cell(tmp_path))
     with pytest.raises(InputError, match=match):
-        pipeline.chosen_images(cell(tmp_path, "benchmark.sources=[alexnet]"))
+        chosen(cell(tmp_path, "benchmark.sources=[alexnet]"))
 
 
 def test_images_are_resized_once_for_all_targets_of_a_size(
@@ -217,17 +238,17 @@ def test_images_are_resized_once_for_all_targets_of_a_size(
 ) -> None:
     """Margins do not depend on which targets are measured together."""
     calls = []
-    real = pipeline.resized
+    real = worker.resized
 
     def counted(x: torch.Tensor, size: int) -> torch.Tensor:
         calls.append(size)
         return real(x, size)
 
-    monkeypatch.setattr(pipeline, "resized", counted)
+    monkeypatch.setattr(worker, "resized", counted)
     both = cell(tmp_path, "attack=mi", "source=alexnet", "targets=[resnet34,vgg16]", "images=8")
-    pipeline.run(both)
+    ensure(Results(both))
     assert calls == [32] * 4  # the clean images and three steps
     alone = cell(tmp_path / "alone", "attack=mi", "source=alexnet", "images=8")
-    pipeline.run(alone)
-    found, expected = (store.read_arrays(c.margins_path("vgg16"))["margins"] for c in (both, alone))
+    ensure(Results(alone))
+    found, expected = (arrays(c, "vgg16")["margins"] for c in (both, alone))
     np.testing.assert_array_equal(found, expected)

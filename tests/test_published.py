@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from irattack.commands import settings
+from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.models import published, zoo
 from irattack.models.network import Network, networks
@@ -42,7 +43,7 @@ FACTS: dict[str, tuple[str, int, tuple]] = {  # as each network was published
 @pytest.fixture(scope="module", autouse=True)
 def config() -> Iterator[None]:
     settings.register_resolvers()
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 
 
@@ -160,7 +161,7 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     save_file(tiny(16).state_dict(), weights)
     for folder in ("model/photos", "benchmark"):
         (tmp_path / "conf" / folder).mkdir(parents=True)
-    shared = (zoo.CONF / "benchmark" / "photos.yaml").read_text()
+    shared = (CONF / "benchmark" / "photos.yaml").read_text()
     (tmp_path / "conf/benchmark/photos.yaml").write_text(shared)
     card = f"factory: {__name__}.tiny\nweights: {weights}\n"
     (tmp_path / "conf/model/photos/mine.yaml").write_text(card)

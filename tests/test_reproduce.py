@@ -12,23 +12,30 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
+from irattack.attacks.norms import of_length
 from irattack.attacks.pieces import GaussianNoise
 from irattack.attacks.randomness import Draws
-from irattack.commands import reproduce, settings
+from irattack.commands import plans, reproduce, settings
+from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.interactions import cells as interactions
-from irattack.interactions import proofs as propositions
+from irattack.interactions import proofs
 from irattack.models import zoo
-from irattack.pipeline import analysis, store
-from irattack.pipeline import run as pipeline
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.images import images_of
+from irattack.pipeline.job import ensure, jobs_of
+from irattack.pipeline.measures import Contributions, Proofs
+from irattack.pipeline.results import Results, arrays, transfer_utility
+from irattack.pipeline.steps import last_frames
+from irattack.results.claims import interaction_record
 
 SMALL = [
     *("images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1", "source=resnet34"),
     *("benchmark.copies=2", "benchmark.relaxed.steps=3"),
 ]
-TABLES = sorted(path.stem for path in (zoo.CONF / "table").glob("*.yaml"))
-FIGURES = sorted(path.stem for path in (zoo.CONF / "figure").glob("*.yaml"))
+JOB = "irattack.pipeline.measures.Contributions"
+TABLES = sorted(path.stem for path in (CONF / "table").glob("*.yaml"))
+FIGURES = sorted(path.stem for path in (CONF / "figure").glob("*.yaml"))
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +75,7 @@ def test_it_is_made(
         elif path.suffix == ".png":
             assert matplotlib.image.imread(path)[..., :3].std() > 0.03
 
-    gain = reproduce.load_definition(name).get("gain")
+    gain = plans.load_definition(name).get("gain")
     if gain:
         (path,) = (folder / "photos" / kind).glob(f"{name}-*_gain.csv")
         found = pd.read_csv(path)
@@ -77,40 +84,48 @@ def test_it_is_made(
     def never(*_: object) -> None:
         raise AssertionError("the second call must answer from the disk")
 
-    if name != "fig2":  # draws the pictures anew
-        monkeypatch.setattr(zoo, "build", never)
-        assert make(name, folder, monkeypatch, capsys).endswith(printed[-200:])
+    monkeypatch.setattr(zoo, "build", never)
+    assert make(name, folder, monkeypatch, capsys).endswith(printed[-200:])
 
 
 def cell(folder: Path, *overrides: str) -> Cell:
     settings.register_resolvers()
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         return Cell(compose("config", overrides=[*SMALL, f"output={folder}", *overrides]))
 
 
+def contributions(one: Cell, length: float | None = None) -> np.ndarray:
+    """The interactions of a cell, computed where they are missing."""
+    job = Contributions(one, length)
+    ensure(job)
+    return job.values()["contributions"]
+
+
 def test_interactions_are_of_the_last_cached_step(folder: Path) -> None:
-    one = cell(folder, "attack=mi", "start=zero")
-    last = analysis.last_step(one)
-    levels = 255 * last.delta
-    torch.testing.assert_close(levels, levels.round(), rtol=0, atol=1e-4)
-    assert levels.abs().max() == pytest.approx(4, abs=1e-3)  # two steps of 2/255
+    one = cell(folder, "attack=mi", "start=zero", f"jobs=[{{_target_:{JOB}}}]", "block=5")
+    values = contributions(one)  # of two shards
+    images, frames = last_frames(one)
+    x, y = torch.from_numpy(images.pixels).float() / 255, torch.from_numpy(images.labels)
+    delta = torch.from_numpy(frames).float() / 255 - x
+    assert 255 * delta.abs().max() == pytest.approx(4, abs=1e-3)  # two steps of 2/255
     model = zoo.build("photos", "resnet34")
-    found = interactions.contributions(model, last.x, last.delta, last.y, 4)
-    np.testing.assert_allclose(analysis.contributions(one), found, atol=1e-4)
-    scaled = analysis.of_length(last.delta, 2.0)
+    found = interactions.contributions(model, x, delta, y, 4)
+    np.testing.assert_allclose(values, found, atol=1e-4)
+    scaled = of_length(delta, 2.0)
     torch.testing.assert_close(scaled.flatten(1).norm(dim=1), torch.full((8,), 2.0))
-    found = interactions.contributions(model, last.x, scaled, last.y, 4)
-    np.testing.assert_allclose(analysis.contributions(one, 2.0), found, atol=1e-4)
-    record = analysis.interaction_record(one)
+    found = interactions.contributions(model, x, scaled, y, 4)
+    np.testing.assert_allclose(contributions(one, 2.0), found, atol=1e-4)
+    record = interaction_record(one)
+    assert record["average_interaction"] == pytest.approx(values.mean())
     assert record["per_pair"] == pytest.approx(record["average_interaction"] / 15)
 
 
 def test_transfer_utility_is_the_change_of_the_margin(folder: Path) -> None:
     one = cell(folder, "attack=mi", "targets=[vgg16]")
-    pipeline.run(one)
-    utility = analysis.transfer_utility(one, "vgg16")
-    margins = store.read_arrays(one.margins_path("vgg16"))["margins"]
-    model, images = zoo.build("photos", "vgg16"), pipeline.chosen_images(one)
+    ensure(Results(one))
+    utility = transfer_utility(one, "vgg16")
+    margins = arrays(one, "vgg16")["margins"]
+    model, images = zoo.build("photos", "vgg16"), images_of(one)
     x, y = torch.from_numpy(images.pixels).float() / 255, torch.from_numpy(images.labels)
     logits = model(x).numpy().astype(float)
     true = logits[np.arange(8), y].copy()
@@ -122,7 +137,7 @@ def test_the_attacks_of_the_proofs(smooth: nn.Module, images: Tensor) -> None:
     alpha, steps = 0.05, 4
     cfg = {"step_size": alpha, "steps": steps, "loss": "ce", "copies": 3, "sigma": 0.1}
     y, ids = smooth(images).argmax(dim=1), [f"image-{i}" for i in range(9)]
-    found = propositions.perturb(cfg, smooth, images, y, ids, seed=0)
+    found = proofs.perturb(cfg, smooth, images, y, ids, seed=0)
 
     def g(z: Tensor) -> Tensor:
         z = z.clone().requires_grad_()
@@ -148,10 +163,11 @@ def test_propositions_are_differences_of_the_right_attacks(
 ) -> None:
     make("propositions", folder, monkeypatch, capsys)
     data = pd.read_csv(next((folder / "photos" / "tables").glob("propositions-*.csv")))
-    one = cell(folder)
-    definition = reproduce.load_definition("propositions") | {"steps": 2}
-    for loss in ("ce", "margin"):
-        found = analysis.measured(one, definition, loss)
+    with plans.hydra():
+        (one,) = plans.plan("propositions", [*SMALL, f"output={folder}"]).cells
+    for job in jobs_of(one):
+        assert isinstance(job, Proofs)
+        found, loss = job.values(), job.loss
         where = (data.loss == loss) & data.claim.str.startswith("Proposition 1")
         for scale in ("own", "equal"):
             row = data[where & (data.lengths == scale)].iloc[0]
@@ -161,21 +177,23 @@ def test_propositions_are_differences_of_the_right_attacks(
         assert (row.length_larger, row.length_smaller) == pytest.approx(lengths, abs=2e-4)
 
 
-def test_damaged_arrays_are_computed_again(tmp_path: Path) -> None:
-    path, calls = tmp_path / "a.safetensors", []
+def test_damaged_arrays_are_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = cell(tmp_path, "attack=pgd", "steps=1", "images=2")
+    values, real, calls = contributions(one), interactions.contributions, []
 
-    def compute() -> dict[str, np.ndarray]:
+    def counted(*arguments):  # type: ignore[no-untyped-def]
         calls.append(1)
-        return {"a": np.arange(3.0)}
+        return real(*arguments)
 
-    for _ in range(2):
-        assert store.remembered(path, {"k": 1}, compute)["a"].tolist() == [0, 1, 2]
-    assert len(calls) == 1
+    monkeypatch.setattr(interactions, "contributions", counted)
+    np.testing.assert_array_equal(contributions(one), values)
+    assert not calls
+    path = Contributions(one).artifact("interactions").path
     path.write_bytes(path.read_bytes()[:-1] + b"\1")
-    assert store.remembered(path, {"k": 1}, compute)["a"].tolist() == [0, 1, 2]
+    np.testing.assert_array_equal(contributions(one), values)
+    assert len(calls) == 1
+    contributions(one, 1.0)
     assert len(calls) == 2
-    store.remembered(path, {"k": 2}, compute)
-    assert len(calls) == 3
 
 
 def test_overrides_select_among_the_cells_of_a_table() -> None:
@@ -183,8 +201,8 @@ def test_overrides_select_among_the_cells_of_a_table() -> None:
         {"norm": ["linf"], "source": ["alexnet", "vgg16"], "attack": ["pgd"]},
         {"norm": ["l2"], "source": ["alexnet"], "attack": ["pgd"]},
     ]
-    found = reproduce.select("table1", legs, ["source=vgg16", "seed=1"])
+    found = plans.select("table1", legs, ["source=vgg16", "seed=1"])
     assert found == ([{"norm": ["linf"], "source": ["vgg16"], "attack": ["pgd"]}], ["seed=1"])
-    assert reproduce.select("table1", legs, ["norm=l2"]) == (legs[1:], [])
+    assert plans.select("table1", legs, ["norm=l2"]) == (legs[1:], [])
     with pytest.raises(InputError, match="expected one of linf, l2"):
-        reproduce.select("table1", legs, ["norm=l1"])
+        plans.select("table1", legs, ["norm=l1"])

@@ -15,16 +15,26 @@ import numpy as np
 import pytest
 
 from irattack.commands import status
+from irattack.conf import CONF
 from irattack.data import photos
 from irattack.data.images import Candidates
 from irattack.errors import InputError
-from irattack.models import zoo
-from irattack.pipeline import analysis, steps, store
-from irattack.pipeline import run as pipeline
+from irattack.hashing import key, sha256
+from irattack.pipeline import worker
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.codec import read_frames
+from irattack.pipeline.files import read_json
+from irattack.pipeline.images import Choice, images_of
+from irattack.pipeline.job import ensure
+from irattack.pipeline.measures import Contributions
+from irattack.pipeline.results import Results, arrays
+from irattack.pipeline.steps import of_shard
 from tests import forked
 from tests.forked import Process
 
 KILLS = 30
+JOBS = ("results.Results", "measures.Contributions")
+MEASURED = {"jobs": [{"_target_": f"irattack.pipeline.{name}"} for name in JOBS]}
 TEMPORARY = re.compile(r"\.[0-9a-f]{32}$")
 Tables = dict[str, bytes]
 Card = dict[str, Any]
@@ -68,6 +78,13 @@ def at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Path], Path
     return copy
 
 
+def contributions(cell: Cell) -> np.ndarray:
+    """The interactions of a cell, computed where they are missing."""
+    job = Contributions(cell)
+    ensure(job)
+    return job.values()["contributions"]
+
+
 def tables(folder: Path) -> Tables:
     paths = (folder / "outputs/photos/tables").iterdir()
     return {path.name: path.read_bytes() for path in paths if not TEMPORARY.search(path.name)}
@@ -75,6 +92,11 @@ def tables(folder: Path) -> Tables:
 
 def files(folder: Path) -> set[str]:
     return {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+
+
+def results(cell: Cell) -> Path:
+    """The folder of the results of a cell."""
+    return Results(cell).folders[0]
 
 
 def one(folder: Path, pattern: str) -> Path:
@@ -208,8 +230,9 @@ def test_damage_is_noticed_named_and_redone(
         assert path.read_bytes() == before
     caplog.clear()
     for cell in forked.PLAN.cells:
-        assert not pipeline.missing_targets(cell)
-        assert status.shards(cell) == (2, 0)
+        assert not Results(cell).missing()
+        found = status.look(cell.steps_folder)
+        assert (found.whole, found.broken) == (2, 0)
     assert not caplog.messages
 
 
@@ -242,8 +265,8 @@ def test_a_changed_image_is_refused_and_its_work_not_used(
 ) -> None:
     folder = at(done)
     cell = forked.plan({}, only=0).cells[0]
-    before = analysis.contributions(cell)
-    marked = pipeline.chosen_images(cell).ids[3]
+    before = contributions(cell)
+    marked = images_of(cell).ids[3]
     changed_photo(monkeypatch, marked, label=what == "label")
     shutil.rmtree(folder / "outputs/photos/results")
     with pytest.raises(InputError, match=f"1 of 8 images .*{marked}.*delete the manifest"):
@@ -251,18 +274,18 @@ def test_a_changed_image_is_refused_and_its_work_not_used(
     one(folder, "images/*.json").unlink()
     caplog.clear()
     forked.make(only=0)
-    kept = pipeline.chosen_images(cell).ids
-    clean = store.read_arrays(cell.margins_path("alexnet"))["margins"]
+    kept = images_of(cell).ids
+    clean = arrays(cell, "alexnet")["margins"]
     again = folder / "again"
     again.mkdir()
     monkeypatch.chdir(again)
     forked.make(only=0)
-    assert pipeline.chosen_images(cell).ids == kept
-    np.testing.assert_array_equal(store.read_arrays(cell.margins_path("alexnet"))["margins"], clean)
-    fresh = analysis.contributions(cell)
+    assert images_of(cell).ids == kept
+    np.testing.assert_array_equal(arrays(cell, "alexnet")["margins"], clean)
+    fresh = contributions(cell)
     monkeypatch.chdir(folder)
     caplog.clear()
-    np.testing.assert_array_equal(analysis.contributions(cell), fresh)
+    np.testing.assert_array_equal(contributions(cell), fresh)
     assert "contributions-" in caplog.text
     assert (fresh != before).any()
 
@@ -406,14 +429,15 @@ def test_the_table_does_not_need_the_cache(
     shards = list(tmp_path.rglob("*.b2"))
     assert len(shards) == (8 if frames else 0)
     for path in shards:
-        assert store.read_json(path.with_suffix(".json"))["kept"] == [1]  # type: ignore[index]
+        assert read_json(path.with_suffix(".json"))["kept"] == [1]  # type: ignore[index]
     cell = forked.plan(changes, only=1).cells[0]
-    found = analysis.contributions(cell)
-    shards = sorted(cell.steps_path.glob("*.b2"))
-    for path, part in cell.shards(pipeline.chosen_images(cell)):
-        assert len(list(steps.read_shard(path, part.pixels))) == frames + 1
+    found = contributions(cell)
+    shards = sorted(cell.steps_folder.glob("*.b2"))
+    for shard in cell.shards(images_of(cell)):
+        path = of_shard(cell, shard).path
+        assert len(list(read_frames(path, shard.images.pixels, frames + 1))) == frames + 1
     monkeypatch.chdir(done)
-    np.testing.assert_array_equal(analysis.contributions(cell), found)
+    np.testing.assert_array_equal(contributions(cell), found)
 
 
 # Status and cleaning.
@@ -429,23 +453,23 @@ def test_status_counts(done: Path, half: Path, at: Callable) -> None:
     folder = at(done)
     assert counts(folder) == [4, 4, 0, 0, 0]
     first, second, third, _ = forked.PLAN.cells
-    flip(second.steps_path / "0000.b2")
-    (second.steps_path / "0001.b2").unlink()
+    flip(second.steps_folder / "0000.b2")
+    (second.steps_folder / "0001.b2").unlink()
     assert counts(folder) == [4, 4, 0, 0, 2]
-    shutil.rmtree(second.steps_path)
-    shutil.rmtree(second.margins_path("x").parent)
+    shutil.rmtree(second.steps_folder)
+    shutil.rmtree(results(second))
     assert counts(folder) == [4, 3, 0, 1, 0]
-    shutil.rmtree(third.steps_path)
-    third.margins_path("vgg16").unlink()  # one of two targets is left
+    shutil.rmtree(third.steps_folder)
+    Results(third).artifact("vgg16").path.unlink()  # one of two targets is left
     assert counts(folder) == [4, 2, 1, 1, 0]
-    shutil.copytree(half / first.margins_path("x").parent, third.margins_path("x").parent / "x")
-    first.margins_path("vgg16").unlink()
-    first.margins_path("alexnet").unlink()
+    shutil.copytree(half / results(first), results(third) / "x")
+    Results(first).artifact("vgg16").path.unlink()
+    Results(first).artifact("alexnet").path.unlink()
     assert counts(folder) == [4, 1, 2, 1, 0]
     for cell in forked.PLAN.cells:  # without a step cache, parts are what is begun
-        shutil.rmtree(cell.steps_path, ignore_errors=True)
-        shutil.rmtree(cell.margins_path("x").parent, ignore_errors=True)
-    shutil.copytree(half / first.margins_path("x").parent, first.margins_path("x").parent)
+        shutil.rmtree(cell.steps_folder, ignore_errors=True)
+        shutil.rmtree(results(cell), ignore_errors=True)
+    shutil.copytree(half / results(first), results(first))
     assert counts(folder) == [4, 0, 1, 3, 0]
 
 
@@ -453,19 +477,18 @@ def test_cleaning_removes_what_no_table_needs(
     done: Path, half: Path, at: Callable, tmp_path: Path
 ) -> None:
     folder = at(done)
-    outputs, cell = folder / "outputs/photos", forked.PLAN.cells[0]
-    analysis.contributions(cell)
-    (outputs / "interactions/hessian").mkdir()
-    (outputs / "interactions/hessian/a.safetensors").touch()
+    outputs, cell = folder / "outputs/photos", forked.plan(MEASURED).cells[0]
+    contributions(cell)
+    planned = {"table1": forked.PLAN, "table4": forked.plan(MEASURED)}
     (outputs / ".gitignore").touch()
     needed = files(folder)
     foreign = forked.plan({"seed": 1}, only=0).cells[0]
     shutil.copytree(outputs / "steps" / cell.label, outputs / "steps" / foreign.label)
     for name in ("steps", "results", "images", "tables"):
         (outputs / name / f".x.json.{'0' * 32}").touch()
-    (foreign.steps_path / f".x.b2.{'0' * 32}").touch()
-    part = next((half / cell.margins_path("x").parent).glob("parts/*vgg16.json"))
-    (cell.margins_path("x").parent / "parts" / part.name).write_text("")  # of a merged target
+    (foreign.steps_folder / f".x.b2.{'0' * 32}").touch()
+    part = next((half / results(cell)).glob("parts/*vgg16.json"))
+    (results(cell) / "parts" / part.name).write_text("")  # of a merged target
     outside = tmp_path / "outside"
     shutil.copytree(half, outside)
     (outside / f".x.{'0' * 32}").touch()
@@ -477,18 +500,18 @@ def test_cleaning_removes_what_no_table_needs(
     for path in outputs.rglob(".*"):
         os.utime(path, (0, 0), follow_symlinks=False)
     young.touch()
-    printed = status.clean(forked.plans())
+    printed = status.cleaned(planned)
     young.unlink()
     assert "Removed 8 of " in printed, printed
     assert files(folder) == needed
     assert files(outside) == elsewhere
     assert not (outputs / "steps/to-a-folder").is_symlink()
-    assert "Removed 0 of " in status.clean(forked.plans())
+    assert "Removed 0 of " in status.cleaned(planned)
     for where in ("steps", "."):  # a cache that lives elsewhere is not cleaned
         shutil.move(outputs / where, tmp_path / "moved")
         (outputs / where).symlink_to(tmp_path / "moved")
         (tmp_path / "moved/steps" if where == "." else tmp_path / "moved").joinpath("odd").touch()
-        assert "Removed 0 of " in status.clean(forked.plans())
+        assert "Removed 0 of " in status.cleaned(planned)
         (outputs / where).unlink()
         shutil.move(tmp_path / "moved", outputs / where)
         (outputs / "steps/odd").unlink()
@@ -501,7 +524,7 @@ FORBIDDEN = r"\b(pickle|marshal|shelve|eval|exec|allow_pickle|__import__|np\.loa
 
 
 def test_nothing_that_is_read_is_run() -> None:
-    for path in (zoo.CONF.parent / "irattack").rglob("*.py"):
+    for path in (CONF.parent / "irattack").rglob("*.py"):
         lines = path.read_text().splitlines()
         for line in lines:
             if "torch.load(" in line:
@@ -515,11 +538,11 @@ def test_nothing_that_is_read_is_run() -> None:
 
 def change(path: Path, **changes: Any) -> None:
     """Forges a card: its checksum is right."""
-    card = store.read_json(path)
+    card = read_json(path)
     assert card is not None
     card = {name: value for name, value in (card | changes).items() if value != "LEFT OUT"}
     card.pop("checksum", None)
-    path.write_text(json.dumps(card | {"checksum": store.key(card)}))
+    path.write_text(json.dumps(card | {"checksum": key(card)}))
 
 
 MADE = {"device": "cpu", "torch": "2", "commit": "x"}
@@ -533,18 +556,19 @@ CARDS: dict[str, list[Card]] = {
     "steps/*/0000.json": [
         *each("kept", "abc", None, 3, [], ["0"], [0, 1, 10**30], [2, 1, 0], [0, 1, 2, 2], [[0]]),
         *each("kept", [0.0, 1.0, 2.0], "LEFT OUT"),
-        *each("made_with", 3, {"device": 3}, MADE | {"below_tau": "x"}),
+        *each("made_with", 3, {"device": 3}, "LEFT OUT"),
+        *each("below_tau", "x", 1.5),
+        *each("facts", 3, [], {}, "LEFT OUT"),
         {"sha256": 3},
-        {"images": [1, 2]},
-        {"steps": "../../x"},
+        {"another": 1},
     ],
     "results/*/vgg16.json": [
         *({name: "x"} for name in ("n", "success_rate_percent", "below_tau", "mean_l2")),
-        *each("n", 10**30, -1, 7),
         *each("attacked_with", 3, "x", [3], ["../../x"], [{}], "LEFT OUT"),
-        *each("evaluated_with", None, {"torch": 3}),
+        *each("made_with", None, {"torch": 3}),
         *each("target_name", ["../../x"], 3, "LEFT OUT"),
-        *each("target", [], "../../x"),
+        *each("facts", [], "../../x"),
+        {"another": 1},
     ],
 }
 WHOLE = [b"[]", b"[1]", b'"x"', b"null", b"1", b"[" * 100_000, b"9" * 10_000, b"\x00"]
@@ -558,18 +582,17 @@ def test_forged_cards(
     folder = at(done)
     cell = forked.plan({}, only=0).cells[0]
     path = one(folder, pattern.replace("*", cell.label))
-    images = pipeline.chosen_images(cell)
-    shard, part = next(cell.shards(images))
-    worker = pipeline.Worker(cell)
-    worker.attacked = lambda *_: (1 // 0 for _ in "x")  # type: ignore
+    shard = cell.shards(images_of(cell))[0]
+    hands = worker.Worker(cell)
+    hands.attacked = lambda *_: (1 // 0 for _ in "x")  # type: ignore
     before, outside = path.read_text(), files(folder.parents[1])
 
     def is_used() -> bool:
         caplog.clear()
         if path.name == "vgg16.json":
-            return pipeline.is_measured(cell, "vgg16")
+            return "vgg16" not in Results(cell).missing()
         try:
-            return bool(next(worker.frames(shard, part, range(3), all_steps=True)[0]).size)
+            return bool(next(hands.frames(shard, range(3), all_steps=True)[0]).size)
         except ZeroDivisionError:
             return False
 
@@ -596,25 +619,30 @@ def test_forged_cards(
 @pytest.mark.parametrize("pattern", ["steps/*/0000.b2", "results/*/vgg16.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"x" * 99, b"\xff" * 5000])
 def test_forged_files_with_a_right_checksum(
-    pattern: str, content: bytes, done: Path, at: Callable, caplog: pytest.LogCaptureFixture
+    pattern: str,
+    content: bytes,
+    done: Path,
+    at: Callable,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder = at(done)
     cell = forked.plan({}, only=0).cells[0]
     path = one(folder, pattern.replace("*", cell.label))
     path.write_bytes(content)
-    change(path.with_suffix(".json"), sha256=store.sha256(path))
+    change(path.with_suffix(".json"), sha256=sha256(path))
     if path.suffix == ".safetensors":
         forked.make(only=0)
         assert str(path.relative_to(folder)) in caplog.text
     else:
-        shutil.rmtree(cell.margins_path("x").parent)
+        shutil.rmtree(results(cell))
         with pytest.raises(InputError, match=re.escape(str(path.relative_to(folder)))):
             forked.make(only=0)
         path.unlink()
         forked.make(only=0)
-    arrays = store.read_arrays(cell.margins_path("vgg16"))
-    expected = store.read_arrays(done / cell.margins_path("vgg16"))
-    np.testing.assert_array_equal(arrays["margins"], expected["margins"])
+    found = arrays(cell, "vgg16")
+    monkeypatch.chdir(done)
+    np.testing.assert_array_equal(found["margins"], arrays(cell, "vgg16")["margins"])
 
 
 IMAGE = {"id": "a", "label": 1, "sha256": "0"}
@@ -634,32 +662,39 @@ def test_forged_manifests(
 ) -> None:
     folder = at(done)
     own, given = one(folder, "images/*.json"), tmp_path / "given.json"
-    whole = own.read_text()
-    monkeypatch.setattr(pipeline, "choose", lambda *_: json.loads(whole))  # takes long
-    cell = forked.PLAN.cells[0]
+    whole, cell = own.read_text(), forked.PLAN.cells[0]
+    images = images_of(cell)
+    monkeypatch.setattr(worker, "choose", lambda *_: images)  # takes long
     outside = files(tmp_path) | {"given.json"}
-    for images in LISTS:
-        forged = json.dumps(json.loads(whole) | {"images": images})
+    for listed in LISTS:
+        forged = json.dumps(json.loads(whole) | {"images": listed})
         given.write_text(forged)
+        other = forked.plan({"manifest": str(given)}, only=0).cells[0]
         with pytest.raises(InputError, match=r"given\.json: ") as raised:
-            pipeline.chosen_images(forked.plan({"manifest": str(given)}, only=0).cells[0])
+            ensure(Results(other))
         assert "\n" not in str(raised.value)
         assert given.read_text() == forged
-    for content in [json.dumps({"images": images}).encode() for images in LISTS] + WHOLE:
+
+    def is_chosen_anew() -> None:
         caplog.clear()
-        own.write_bytes(content)
-        pipeline.chosen_images(cell)
+        ensure(Choice(cell))
         assert own.name in caplog.text
-        assert own.read_text() == whole
-    wrong = json.loads(whole)
-    for forged in (wrong | {"facts": {}}, wrong | {"images": wrong["images"][:-1]}):
-        own.write_text(json.dumps(forged))
-        pipeline.chosen_images(cell)
-        assert own.read_text() == whole
-    wrong["images"][0]["id"] = "../../x"
-    own.write_text(json.dumps(wrong))
+        assert json.loads(own.read_text())["images"] == json.loads(whole)["images"]
+        assert images_of(cell).ids == images.ids
+
+    for content in [json.dumps({"images": listed}).encode() for listed in LISTS] + WHOLE:
+        own.write_bytes(content)
+        is_chosen_anew()
+    listed = json.loads(whole)["images"]
+    wrong: list[Card] = [{"facts": {}}, *each("images", [], [*listed, listed[0]])]
+    for changes in wrong:
+        own.write_text(whole)
+        change(own, **changes)
+        is_chosen_anew()
+    own.write_text(whole)
+    change(own, images=[listed[0] | {"id": "../../x"}, *listed[1:]])
     with pytest.raises(InputError, match=rf"{own.name}: 1 of 8 images .*\.\./\.\./x"):
-        pipeline.chosen_images(cell)
+        images_of(cell)
     own.write_text(whole)
     assert files(tmp_path) == outside
 

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from irattack.commands import convert as command
 from irattack.errors import InputError
 from irattack.models import convert
 from irattack.models.slim import inception_v3
@@ -119,10 +120,10 @@ def boxed(value: Any) -> np.ndarray:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`python -m irattack.models.convert …` in this process: the exit status."""
+    """`python -m irattack convert …` in this process: the exit status."""
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     try:
-        convert.main()
+        command.main()
     except SystemExit as stopped:
         return int(stopped.code or 0)
     return 0
@@ -399,7 +400,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "usage: python -m irattack.models.convert FILE.npy OUT.safetensors"),
+        ([], "usage: python -m irattack convert FILE.npy OUT.safetensors"),
         (["a.npy"], "usage"),
         (["a.npy", "b", "c"], "usage"),
         (["a.npy", "b.npy"], "usage"),
@@ -429,7 +430,7 @@ def test_a_place_that_cannot_be_written_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture,
 ) -> None:
-    monkeypatch.setattr(convert, "read", lambda _: entries(published))
+    monkeypatch.setattr(command, "read", lambda _: entries(published))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "folder.safetensors").mkdir()
     (tmp_path / "file").touch()

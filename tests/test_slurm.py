@@ -12,7 +12,7 @@ from hydra.core.global_hydra import GlobalHydra
 from submitit.slurm.slurm import SlurmJob
 
 from irattack.commands import reproduce
-from irattack.models import zoo
+from irattack.conf import CONF
 from tests.slurm import Slurm, absent, running, wait_for
 
 SOURCES = ("resnet34", "densenet201")
@@ -39,7 +39,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def make(folder: Path, *options: str) -> int:
-    """The exit status of `python -m irattack.commands.reproduce table1`, run in this process."""
+    """The exit status of `python -m irattack reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce", "table1", *SMALL, f"output={folder}", *options])
         try:
@@ -71,7 +71,7 @@ def start(slurm: Slurm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     """Starts the same on the cluster, in a thread: its exit status is to come."""
     for name, value in slurm.environment.items():
         monkeypatch.setenv(name, value)
-    monkeypatch.setenv("PYTHONPATH", str(zoo.CONF.parent))
+    monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
     monkeypatch.setattr(SlurmJob, "_results_timeout_s", 2)  # files of this disk are seen at once
     with ThreadPoolExecutor(1) as threads:
         yield lambda *options: threads.submit(make, folder, *LAUNCHER, *options)

@@ -17,8 +17,8 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import Interaction
 from irattack.attacks.randomness import Draws
-from irattack.commands import bench, estimate, reproduce, settings, speed
-from irattack.models import zoo
+from irattack.commands import bench, estimate, plans, settings, speed
+from irattack.conf import CONF
 from irattack.pipeline.cell import Cell
 
 
@@ -53,7 +53,7 @@ def test_the_straightforward_way_has_the_same_gradient(smooth: nn.Module, images
     ],
 )
 def test_probes_of_a_step(name: str, count: int) -> None:
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
+    with initialize_config_dir(str(CONF), version_base="1.3"):
         cell = Cell(compose("config", overrides=[f"attack={name}"]))
     assert speed.probes(instantiate(cell.steps_facts["attack"])) == count
 
@@ -90,8 +90,8 @@ def test_bench_writes_what_it_measured(
 def test_estimate_counts_passes_and_bytes() -> None:
     """Hours are passes over rates; a cell that two tables share counts once together."""
     given = ["images=10", "source=resnet34", "norm=linf", "attack=ir", "threads=1"]
-    with initialize_config_dir(str(zoo.CONF), version_base="1.3"):
-        tables = {name: reproduce.plan(name, given) for name in ("table1", "table2")}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        tables = {name: plans.plan(name, given) for name in ("table1", "table2")}
     (cell,) = tables["table1"].cells
     rates = estimate.Speeds({"resnet34": 100.0}, dict.fromkeys(cell.targets, 50.0))
     assert estimate.attack_seconds(cell, rates) == pytest.approx(10 * 20 * 17 / 100)

@@ -5,7 +5,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from irattack.pipeline import steps, store
+from irattack.errors import InputError
+from irattack.pipeline.artifact import Artifact
+from irattack.pipeline.codec import kept_frames, read_frames, unzigzag, zigzag
+from irattack.pipeline.steps import StepsCard
 
 
 @pytest.fixture
@@ -22,22 +25,33 @@ def walk() -> tuple[np.ndarray, list[np.ndarray]]:
 
 def test_zigzag_is_a_bijection_that_puts_small_changes_first() -> None:
     every = np.arange(256, dtype=np.uint8)
-    code = steps.zigzag(every)
+    code = zigzag(every)
     assert sorted(code) == list(range(256))
-    assert (steps.unzigzag(code) == every).all()
+    assert (unzigzag(code) == every).all()
     assert code[[0, 255, 1, 254, 2]].tolist() == [0, 1, 2, 3, 4]
 
 
-def write(path: Path, walk: tuple, wanted: range | list[int], **facts: str) -> list[np.ndarray]:
+MADE = {"device": "cpu", "torch": "2", "commit": "x"}
+
+
+def shard(path: Path, key: str = "a") -> Artifact[StepsCard]:
+    return Artifact(path, {"key": key, "steps": 23}, StepsCard)
+
+
+def write(path: Path, walk: tuple, wanted: range | list[int]) -> list[np.ndarray]:
     clean, frames = walk
-    return list(steps.kept_frames(path, clean, frames, wanted, facts, {}))
+
+    def keep(payload: bytes) -> None:
+        shard(path).keep(payload, kept=list(wanted), made_with=MADE)
+
+    return list(kept_frames(clean, frames, wanted, keep))
 
 
 def test_round_trip_is_lossless(tmp_path: Path, walk: tuple) -> None:
     clean, frames = walk
     path = tmp_path / "0000.b2"
-    passed = write(path, walk, range(23), key="a")
-    found = list(steps.read_shard(path, clean))
+    passed = write(path, walk, range(23))
+    found = list(read_frames(path, clean, 23))
     assert len(found) == len(passed) == 23
     for these in (found, passed):
         assert all((a == b).all() for a, b in zip(these, frames, strict=True))
@@ -49,11 +63,13 @@ def test_some_steps_are_kept_or_none(tmp_path: Path, walk: tuple) -> None:
     path = tmp_path / "0000.b2"
     wanted = [0, 3, 4, 9, 10, 11, 15, 16, 17, 18, 19, 22]
     assert len(write(path, walk, wanted)) == 23
-    found = list(steps.read_shard(path, clean))
+    found = list(read_frames(path, clean, len(wanted)))
     assert all((a == frames[i]).all() for a, i in zip(found, wanted, strict=True))
-    card = store.kept(path, {})
-    assert steps.has_steps(card, [3, 22])
-    assert not steps.has_steps(card, range(23))
+    card = shard(path).card()
+    assert card is not None
+    assert card.kept == wanted
+    with pytest.raises(InputError, match=r"0000\.b2 does not hold the steps of 5 images"):
+        next(read_frames(path, clean, 23))
     assert len(write(tmp_path / "none.b2", walk, [])) == 23
     assert not (tmp_path / "none.b2").exists()
 
@@ -62,23 +78,23 @@ def test_damage_is_noticed_and_named(
     tmp_path: Path, walk: tuple, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "0000.b2"
-    assert store.kept(path, {}) is None
+    assert shard(path).card() is None
     assert not caplog.messages  # nothing is said of what was never there
-    write(path, walk, range(23), key="a")
-    assert store.kept(path, {"key": "a"})
-    assert store.kept(path, {"key": "b"}) is None
+    write(path, walk, range(23))
+    assert shard(path).card()
+    assert shard(path, "b").card() is None
     assert "another configuration (key)" in caplog.messages[-1]
     whole = path.read_bytes()
     for broken in (whole[:-1], whole[:50] + bytes([whole[50] ^ 1]) + whole[51:]):
         path.write_bytes(broken)
-        assert store.kept(path, {"key": "a"}) is None
+        assert shard(path).card() is None
         assert f"{path} is damaged" in caplog.messages[-1]
     path.unlink()
-    assert store.kept(path, {"key": "a"}) is None
+    assert shard(path).card() is None
     assert "is missing, its card is there" in caplog.messages[-1]
     path.write_bytes(whole)
     path.with_suffix(".json").write_text("{")
-    assert store.kept(path, {"key": "a"}) is None
+    assert shard(path).card() is None
     assert "has no card" in caplog.messages[-1]
 
 
