@@ -24,7 +24,7 @@ from omegaconf import OmegaConf
 
 from irattack.commands import plans, reproduce
 from irattack.commands.cli import one_sentence
-from irattack.commands.settings import check, register_resolvers
+from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
 from irattack.pipeline import worker
@@ -57,10 +57,9 @@ def plan(changes: Changes, only: int | slice | None = None) -> plans.Plan:
     chosen = []
     some = slice(only, only + 1) if isinstance(only, int) else only or slice(None)
     for cell, choice in PLAN.chosen[some]:
-        cfg = cell.cfg.copy()
+        cfg = OmegaConf.create(cell.cfg.plain())
         for name, value in changes.items():
             OmegaConf.update(cfg, name, value, force_add=True)
-        check(cfg)
         other = Cell(cfg)
         other.method = cell.method
         chosen.append((other, choice))

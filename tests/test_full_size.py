@@ -51,7 +51,6 @@ def cell(folder: Path, output: Path, *overrides: str) -> Cell:
         *(f"benchmark.data.folder={folder}", "images=2", "samples=1", "micro_batch=8"),
     ]
     cfg = compose("config", overrides=[*given, *overrides])
-    settings.check(cfg)
     return Cell(cfg)
 
 

@@ -11,9 +11,10 @@ from hydra import compose, initialize_config_dir
 from hydra.utils import instantiate
 
 from irattack.attacks.loop import Attack
-from irattack.commands.settings import check, number, register_resolvers
+from irattack.commands.settings import register_resolvers
 from irattack.models import zoo
-from irattack.pipeline.cell import Cell, plain
+from irattack.pipeline.cell import Cell
+from irattack.pipeline.settings import number
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = zoo.names("photos")
@@ -38,12 +39,9 @@ def test_environment_yml_is_in_step_with_pyproject() -> None:
 def test_every_attack_is_a_short_yaml_that_fills_slots(attack: str, norm: str) -> None:
     ball = [] if attack == "relaxed" else [f"norm={norm}"]  # Eq. 8 has none
     cfg = compose("config", overrides=[f"attack={attack}", *ball])
-    check(cfg)
-    settings = plain(cfg.attack)
-    assert settings.pop("name") == attack
-    settings.pop("pieces", None)
-    assert Cell(cfg).name == attack
-    assert isinstance(instantiate(settings), Attack)
+    cell = Cell(cfg)
+    assert cell.name == cfg.attack.name == attack
+    assert isinstance(instantiate(cell.steps_facts["attack"]), Attack)
     lines = (ROOT / "conf" / "attack" / f"{attack}.yaml").read_text().splitlines()
     assert len([line for line in lines if not line.startswith("#")]) <= 8
 
@@ -54,7 +52,7 @@ def test_every_model_loads_and_is_frozen(name: str) -> None:
     assert not model.training
     assert not any(parameter.requires_grad for parameter in model.parameters())
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 16)
-    check(compose("config", overrides=[f"source={name}"]))
+    Cell(compose("config", overrides=[f"source={name}"]))
 
 
 def test_weights_are_small_and_accurate() -> None:

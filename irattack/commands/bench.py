@@ -35,7 +35,7 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.randomness import Draws
 from irattack.commands import speed
 from irattack.commands.cli import one_sentence, tidy_arguments
-from irattack.commands.settings import check, register_resolvers
+from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
 from irattack.errors import InputError
@@ -225,7 +225,6 @@ def peak_memory_mb(where: torch.device) -> float:
 def cell_of(overrides: list[str]) -> Cell:
     """The cell of these overrides of conf/config.yaml."""
     cfg = hydra.compose("config", overrides=overrides)
-    check(cfg)
     return Cell(cfg)
 
 

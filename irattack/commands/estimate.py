@@ -21,11 +21,12 @@ from irattack.commands.bench import cache_speed, cpu_name
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
-from irattack.pipeline.cell import PRECISIONS, Cell
+from irattack.pipeline.cell import Cell
 from irattack.pipeline.compute import build, device, prepare
 from irattack.pipeline.job import Job
 from irattack.pipeline.measures import OfAttack
 from irattack.pipeline.results import Results
+from irattack.pipeline.settings import PRECISIONS
 
 BATCHES = {"cpu": [8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.launch import failures, in_worker
-from irattack.commands.settings import check, register_resolvers, without_effect
+from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import ensure, jobs_of
@@ -41,12 +41,11 @@ def job(cfg: DictConfig) -> None:
 
 def measure(cfg: DictConfig) -> None:
     """One cell, from its checks to its rows on the terminal."""
-    check(cfg)
+    cell = Cell(cfg)
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
-    cell = Cell(cfg)
     for one in jobs_of(cell):
         if not one.missing():
             continue

@@ -25,6 +25,14 @@ def names(benchmark: str) -> list[str]:
     return sorted(path.stem for path in (CONF / "model" / benchmark).glob("*.yaml"))
 
 
+@cache
+def shared(benchmark: str) -> dict[str, Any]:
+    """The facts that all models of a benchmark share: `model` in its yaml."""
+    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
+    found: Any = OmegaConf.to_container(settings.model)
+    return found
+
+
 def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
     """The facts of a model, over those that all models of the benchmark share.
 

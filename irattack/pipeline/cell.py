@@ -14,18 +14,9 @@ from irattack.data.images import Images
 from irattack.errors import unknown
 from irattack.hashing import key, sha256
 from irattack.models import zoo
+from irattack.pipeline.settings import PRECISIONS, Settings, settings_of
 
 VERSION = 3  # raise it when the same configuration starts to give other perturbations
-PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
-    "fp32": "float32, TF32 off",
-    "tf32": "float32 with TF32 on CUDA",
-    "bf16": "bfloat16 networks",
-}
-
-
-def plain(cfg: Any) -> Any:
-    """A resolved configuration as plain lists and dicts."""
-    return OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
 
 
 @dataclass(frozen=True)
@@ -51,23 +42,27 @@ class Cell:
         kept: the positions of those that stay on disk.
     """
 
-    def __init__(self, cfg: DictConfig):
+    def __init__(self, settings: Settings | DictConfig):
+        cfg = settings if isinstance(settings, Settings) else settings_of(settings)
         self.cfg = cfg
         self.root = Path(cfg.output) / cfg.benchmark.name
         if cfg.manifest is not None:
-            self.images_facts = {"manifest": sha256(Path(cfg.manifest)), "count": cfg.images}
+            self.images_facts: dict[str, Any] = {
+                "manifest": sha256(Path(cfg.manifest)),
+                "count": cfg.images,
+            }
         else:
             self.images_facts = {
-                "data": plain(cfg.benchmark.data),
+                "data": cfg.benchmark.data,
                 "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
                 "count": cfg.images,
                 "seed": cfg.seed,
             }
-        attack = plain(cfg.attack)
+        attack = cfg.attack.model_dump(exclude_unset=True)
         self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
         self.method = self.name  # what a table calls it
         self.uses_skips = "backward" in attack
-        self.steps_facts = {
+        self.steps_facts: dict[str, Any] = {
             "version": VERSION,
             "images": self.images_facts,
             "source": self.identity(cfg.source),

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from torch import Tensor, nn
 
 from irattack.models import zoo
@@ -14,9 +13,10 @@ from irattack.models.fold import fold
 from irattack.models.network import in_bfloat16, networks
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.settings import Settings
 
 
-def prepare(cfg: DictConfig) -> None:
+def prepare(cfg: Settings) -> None:
     """Sets what every computation depends on: threads, precision, cuDNN without chance."""
     torch.set_num_threads(cfg.threads)
     set_tf32(cfg.precision == "tf32")
@@ -40,21 +40,21 @@ def without_tf32() -> Iterator[None]:
         set_tf32(before)
 
 
-def device(cfg: DictConfig) -> torch.device:
+def device(cfg: Settings) -> torch.device:
     """The device of this run."""
     if cfg.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     return torch.device(cfg.device)
 
 
-def to_device(pixels: np.ndarray, cfg: DictConfig) -> Tensor:
+def to_device(pixels: np.ndarray, cfg: Settings) -> Tensor:
     """8-bit images (B, C, H, W) as float32 in [0, 1] on the device."""
     where, images = device(cfg), torch.from_numpy(pixels)
     images = images.pin_memory() if where.type == "cuda" else images
     return images.to(where, non_blocking=True).float() / 255
 
 
-def made_with(cfg: DictConfig) -> dict[str, Any]:
+def made_with(cfg: Settings) -> dict[str, Any]:
     """Device, threads, versions and commit of this run."""
     where = device(cfg)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"

@@ -13,7 +13,7 @@ from typing import ClassVar, TypeVar
 from hydra.utils import instantiate
 
 from irattack.pipeline.artifact import Artifact
-from irattack.pipeline.cell import Cell, plain
+from irattack.pipeline.cell import Cell
 
 J = TypeVar("J", bound="Job")
 
@@ -64,7 +64,7 @@ class Job(ABC):
 
 def jobs_of(cell: Cell) -> list[Job]:
     """What is measured of a cell: `jobs` in its configuration."""
-    return [instantiate(spec, _partial_=True)(cell) for spec in plain(cell.cfg.jobs)]
+    return [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
 
 
 def job_of(cell: Cell, kind: type[J]) -> J:

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from irattack.hashing import key
 from irattack.pipeline.artifact import Arrays, Card, Shapes
-from irattack.pipeline.cell import PRECISIONS, Shard, file_name
 from irattack.pipeline.cell import VERSION as CELL_VERSION
+from irattack.pipeline.cell import Shard, file_name
 from irattack.pipeline.job import Job
+from irattack.pipeline.settings import PRECISIONS
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import LastStep
 

@@ -9,7 +9,8 @@ import numpy as np
 
 from irattack.pipeline import statistics
 from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
-from irattack.pipeline.cell import PRECISIONS, Cell, Shard, file_name, plain
+from irattack.pipeline.cell import Cell, Shard, file_name
+from irattack.pipeline.settings import PRECISIONS
 from irattack.pipeline.sharded import ByShards, Part
 
 if TYPE_CHECKING:
@@ -121,7 +122,7 @@ class Results(ByShards):
             "below_tau": sum(short) if len(short) == len(parts) else None,
             "precision": PRECISIONS[cell.cfg.precision],
             "attacked_with": [run for i, run in enumerate(runs) if run not in runs[:i]],
-            "config": plain(cell.cfg),
+            "config": cell.cfg.plain(),
         }
 
 

@@ -124,7 +124,7 @@ class Worker:
             found = read_frames(steps.path, pixels, len(card.kept))
             return found, card.model_dump(include={"made_with", "below_tau"})
         keep = sorted({*keep, *card.kept} if card is not None else keep)
-        config = OmegaConf.to_yaml(cell.cfg, resolve=True)
+        config = OmegaConf.to_yaml(OmegaConf.create(cell.cfg.plain()))
         files.write_text(steps.path.parent / "config.yaml", config)
         says = self.made() | {"below_tau": None}
         fresh = self.attacked(shard, says)

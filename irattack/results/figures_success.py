@@ -5,6 +5,7 @@ print.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -28,7 +29,7 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """
     from scipy.stats import pearsonr
 
-    reached: dict[tuple[str, float], np.ndarray] = {}
+    reached: dict[tuple[str, Any], np.ndarray] = {}
     for cell in cells:
         tau = cell.steps_facts["attack"]["stop"]["tau"]
         lengths = arrays(cell, cell.targets[0])["lengths"][-1]
@@ -138,7 +139,7 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
     for cell in cells:
         for target in cell.targets:
             margins = arrays(cell, target)["margins"]
-            first = int(cell.cfg.attack.record == "after")
+            first = int(cell.steps_facts["attack"]["record"] == "after")
             chosen = statistics.chosen_steps(margins > 0) + first
             usual = int(np.bincount(chosen).argmax())
             for step, percent in enumerate(100 * (margins > 0).mean(axis=1), start=first):

@@ -1,14 +1,15 @@
 """Captions, and the files of a table: CSV, Markdown and LaTeX."""
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import pandas as pd
-from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from irattack.pipeline import files as disk
-from irattack.pipeline.cell import PRECISIONS, Cell
+from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import cards
+from irattack.pipeline.settings import PRECISIONS
 from irattack.results.names import title
 
 LATEX = {
@@ -28,7 +29,8 @@ def caption(cells: Sequence[Cell]) -> str:
         " and ".join(sorted({getattr(run, fact) for run in made}))
         for fact in ("device", "torch", "commit")
     )
-    split = f" ({cfg.benchmark.data.split} crops)" if "split" in cfg.benchmark.data else ""
+    data = cfg.benchmark.data
+    split = f" ({data['split']} crops)" if "split" in data else ""
     used = dict.fromkeys(cell.cfg.precision for cell in cells)
     precision = " and ".join(PRECISIONS[name] for name in used)
     untrained = "" if cfg.pretrained else "UNTRAINED NETWORKS, "
@@ -46,7 +48,7 @@ def values(cells: Sequence[Cell], name: str) -> str:
     """The values that a setting takes in a table, with the sources they belong to."""
     of_value: dict[str, list[str]] = {}
     for cell in cells:
-        value = str(OmegaConf.select(cell.cfg, name))
+        value = str(attrgetter(name)(cell.cfg))
         of_value.setdefault(value, []).append(title(cell.cfg.source))
     if len(of_value) == 1 or len({frozenset(sources) for sources in of_value.values()}) == 1:
         return " ".join(of_value)

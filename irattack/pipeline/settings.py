@@ -1,0 +1,359 @@
+"""The settings of a cell: one typed schema that covers every key of conf/config.yaml once.
+
+A field's description is what the user is told to give instead of a value that cannot be used.
+"""
+
+import math
+import re
+from fractions import Fraction
+from pathlib import Path
+from typing import Annotated, Any, Literal, NoReturn
+
+from omegaconf import DictConfig, OmegaConf
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+
+from irattack.conf import CONF
+from irattack.errors import InputError, unknown
+from irattack.models import zoo
+
+PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
+    "fp32": "float32, TF32 off",
+    "tf32": "float32 with TF32 on CUDA",
+    "bf16": "bfloat16 networks",
+}
+
+
+def number(value: Any) -> float:
+    """A number, or a fraction such as 8/255, as a float; not a number where it is neither."""
+    try:
+        result = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
+        return math.nan
+    return math.nan if isinstance(value, bool) else result
+
+
+def refuse() -> NoReturn:
+    """Refuses a value; the field's description says what is expected."""
+    raise ValueError
+
+
+def within(low: float, high: float = math.inf, open_below: bool = False) -> AfterValidator:
+    """Whether a value, which stays as it was given, is a finite number in a range."""
+
+    def check(value: Any) -> Any:
+        found = number(value)
+        if not math.isfinite(found) or not low <= found <= high or (open_below and found == low):
+            refuse()
+        return value
+
+    return AfterValidator(check)
+
+
+def one_of(*names: str) -> Any:
+    """One of these names."""
+
+    def check(value: Any) -> Any:
+        if value not in names:
+            raise ValueError(names)
+        return value
+
+    return Annotated[str, BeforeValidator(check)]
+
+
+Given = int | float | str
+Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
+Odd = Annotated[
+    int,
+    Field(strict=True, ge=1, description="an odd whole number above 0"),
+    AfterValidator(lambda value: value if value % 2 else refuse()),
+]
+Positive = Annotated[
+    Given, within(0, open_below=True), Field(description="a finite number above 0, such as 2/255")
+]
+AtLeast0 = Annotated[
+    Given, within(0), Field(description="a finite number such as 0.5; it must be 0 or more")
+]
+Radius = Annotated[
+    Given,
+    within(0, 1, open_below=True),
+    Field(description="a radius in (0, 1] for images in [0, 1], such as 8/255"),
+]
+Flag = Annotated[bool, Field(strict=True, description="true or false")]
+Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,resnet152]")]
+Path_ = Annotated[
+    str,
+    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
+    AfterValidator(lambda value: str(Path(value).expanduser())),
+    Field(description="the path of a folder, such as results or '~/results' in quotes"),
+]
+
+
+class Strict(BaseModel):
+    """No key that is not listed."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class StepSize(Strict):
+    """α of each norm."""
+
+    linf: Positive
+    l2: Positive
+    free: Positive
+
+
+class Relaxed(Strict):
+    """Of the relaxed attack."""
+
+    steps: Whole
+    tau: Positive
+
+
+class Benchmark(Strict):
+    """A benchmark (conf/benchmark): images, networks, sets of targets, settings."""
+
+    name: str
+    data: dict[str, Any]
+    size: Whole
+    images: Whole
+    eps: Radius
+    steps: Whole
+    step_size: StepSize
+    samples: Whole
+    cells: Whole
+    grid: Whole
+    copies: Whole
+    sigma: AtLeast0
+    relaxed: Relaxed
+    kernel: Odd
+    threads: Whole
+    micro_batch: Whole
+    block: Whole
+    any_timm_model: Flag
+    models: str | None = None
+    model: dict[str, Any]
+    sources: Names
+    target_sets: dict[str, list[str]]
+
+
+class Norm(BaseModel):
+    """A norm (conf/norm) or that of an attack."""
+
+    model_config = ConfigDict(extra="allow")
+    eps: Radius | None = None
+    step_size: Positive
+
+
+class Protocol(BaseModel):
+    """How the paper is read (conf/protocol); `sgm` and the like are values of the pieces."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    sgm: str
+
+
+class AttackSettings(BaseModel):
+    """What every attack says; the pieces in its other slots check themselves."""
+
+    model_config = ConfigDict(extra="allow")
+    name: str
+    norm: Norm
+    steps: Whole
+    start: one_of("auto", "random", "zero", "noise")  # type: ignore[valid-type]
+    record: one_of("after", "before", "last")  # type: ignore[valid-type]
+
+
+class Cache(Strict):
+    """Of the step cache."""
+
+    steps: Annotated[
+        Literal["all", "none"] | list[Annotated[int, Field(strict=True, ge=1)]],
+        Field(description="all, none, or a list of steps such as [10,50,100]"),
+    ]
+
+
+class Settings(Strict):
+    """All that decides a cell; see conf/config.yaml."""
+
+    benchmark: Benchmark
+    norm: Norm
+    protocol: Protocol
+    attack: AttackSettings
+    source: Annotated[str, Field(description="one model; with -m, source=a,b runs a cell of each")]
+    targets: Annotated[
+        str | Annotated[list[str], Field(min_length=1)],
+        Field(description="a list of at least one name, such as [vgg16], or a set of targets"),
+    ]
+    lam: AtLeast0
+    gamma: Annotated[
+        Annotated[Given, within(0, 1, open_below=True)] | None,
+        Field(description="a factor in (0, 1], or null"),
+    ]
+    start: one_of("auto", "random", "zero", "noise")  # type: ignore[valid-type]
+    loss: one_of("ce", "margin")  # type: ignore[valid-type]
+    eps: Radius
+    steps: Whole
+    c: AtLeast0
+    p: Annotated[Given, within(1), Field(description="a number of 1 or more")]
+    tau: Positive
+    samples: Whole
+    cells: Whole
+    grid: Whole
+    images: Whole
+    seed: Annotated[int, Field(strict=True, description="a whole number")]
+    jobs: list[dict[str, Any]]
+    pretrained: Flag
+    weights_dir: Path_ | None
+    manifest: Path_ | None
+    precision: one_of(*PRECISIONS)  # type: ignore[valid-type]
+    compile: Flag
+    device: one_of("auto", "cpu", "cuda")  # type: ignore[valid-type]
+    threads: Whole
+    micro_batch: Whole
+    block: Whole
+    cache: Cache
+    shard: Annotated[str | None, Field(description="i/n with i from 1 to n, such as 3/8")]
+    output: Path_
+
+    @model_validator(mode="after")
+    def _together(self) -> "Settings":
+        """What settings must be together; each error is a sentence of its own."""
+        check_names(self)
+        if self.cells > self.grid**2:
+            raise InputError(
+                f"cells={self.cells}: a grid={self.grid} board has only {self.grid**2} cells; "
+                "use fewer cells or a finer grid."
+            )
+        size = self.benchmark.size
+        if self.grid > size:
+            raise InputError(
+                f"grid={self.grid}: finer than the image, which has {size} x {size} pixels; "
+                f"use grid={size} or less."
+            )
+        kept = self.cache.steps
+        if isinstance(kept, list) and max(kept, default=0) > self.attack.steps:
+            raise InputError(
+                f"cache.steps={kept}: this attack has only {self.attack.steps} steps; "
+                "list no later one."
+            )
+        share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
+        if not (share and int(share[1]) <= int(share[2])):
+            raise InputError(f"shard={self.shard}: expected i/n with i from 1 to n, such as 3/8.")
+        if self.manifest is not None and not Path(self.manifest).is_file():
+            raise InputError(
+                f"manifest={self.manifest}: no such file; name one such as "
+                "outputs/photos/images/*.json, or leave it out and images are chosen."
+            )
+        attack = self.attack.model_extra or {}
+        if ("penalty" in attack) != (self.norm.eps is None):
+            raise InputError(
+                "norm=free and attack=relaxed belong together: the relaxed attack (Eq. 8) has no "
+                "ball, all others need one; leave norm out, or choose linf or l2 for another "
+                "attack."
+            )
+        if "backward" in attack:
+            check_skips(self)
+        return self
+
+    def plain(self) -> dict[str, Any]:
+        """The settings as JSON can express them."""
+        return self.model_dump(exclude_unset=True)
+
+
+def settings_of(cfg: DictConfig) -> Settings:
+    """The settings in a composed configuration.
+
+    Raises:
+        InputError: one of them cannot be used; the sentence names it.
+    """
+    given: Any = OmegaConf.to_container(cfg, resolve=True)
+    given.pop("hydra", None)
+    given.pop("piece", None)
+    try:
+        return Settings.model_validate(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise explained(first["loc"], first["input"], first["type"], first.get("ctx", {})) from None
+
+
+def explained(loc: tuple, value: Any, kind: str, context: dict[str, Any]) -> InputError:
+    """The sentence for a value that the schema refuses."""
+    cause = context.get("error")
+    if isinstance(cause, InputError):
+        return cause
+    names: list[str] = []
+    description, model = "", Settings
+    for part in loc:
+        field = model.model_fields.get(part) if isinstance(part, str) else None
+        if field is None:
+            if kind == "extra_forbidden":
+                names.append(str(part))
+            break
+        names.append(part)
+        description = field.description or description
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            model = field.annotation  # type: ignore[assignment]
+    name = ".".join(names)
+    if kind == "extra_forbidden":
+        return InputError(f"{name}=…: no such setting; `python -m irattack --cfg job` lists them.")
+    if kind == "missing":
+        return InputError(f"{'.'.join(map(str, loc))}: is missing from the configuration; add it.")
+    if isinstance(cause, ValueError) and cause.args:
+        return unknown(name, value, cause.args[0])
+    shown = str(value).replace("'", "").replace(", ", ",") if isinstance(value, list) else value
+    return InputError(f"{name}={shown}: expected {description or 'another value'}.")
+
+
+def check_names(settings: Settings) -> None:
+    """Raises InputError if benchmark, source or targets name what is not there."""
+    benchmark, targets = settings.benchmark, settings.targets
+    benchmarks = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
+    if benchmark.name not in benchmarks:
+        raise unknown("benchmark.name", benchmark.name, benchmarks)
+    shared = zoo.shared(benchmark.name)
+    if benchmark.model != shared:
+        changed = [name for name in benchmark.model if benchmark.model[name] != shared.get(name)]
+        raise InputError(
+            f"benchmark.model.{(changed or ['…'])[0]}: what all networks of a benchmark share is "
+            f"read from its yaml and cannot be set here; edit conf/benchmark/{benchmark.name}.yaml,"
+            " or use lam= for the λ of this run."
+        )
+    zoo.card(benchmark.name, settings.source)
+    if isinstance(targets, str):
+        if targets not in benchmark.target_sets:
+            try:
+                zoo.card(benchmark.name, targets, "targets")
+            except InputError as error:
+                near = [*benchmark.target_sets, *zoo.names(benchmark.name)]
+                raise unknown("targets", targets, near) from error
+        return
+    for target in targets:
+        zoo.card(benchmark.name, target, "targets")
+        if targets.count(target) > 1:
+            raise InputError(f"targets: {target} is listed twice; name each target once.")
+
+
+def check_skips(settings: Settings) -> None:
+    """Raises InputError if SGM does not know the skip connections of the source."""
+    benchmark, rule = settings.benchmark.name, settings.protocol.sgm
+
+    def able(name: str) -> bool:
+        skip = zoo.card(benchmark, name).get("skip") or {}
+        return "relus" in skip if rule == "authors" else bool(skip)
+
+    for name in zoo.card(benchmark, settings.source).get("members", [settings.source]):
+        if not able(name):
+            others = [other for other in zoo.names(benchmark) if able(other)]
+            raise InputError(
+                f"source={name}: attack={settings.attack.name} with "
+                f"protocol={settings.protocol.name} needs skip connections that conf/model "
+                f"describes, and this source has none; use one of {', '.join(others)}."
+            )
