@@ -20,9 +20,16 @@ CONF = Path(__file__).resolve().parents[2] / "conf"
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
+@cache
+def owner(benchmark: str) -> str:
+    """The benchmark whose models this one uses: `models` in its yaml, or itself."""
+    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
+    return settings.get("models", benchmark)
+
+
 def names(benchmark: str) -> list[str]:
-    """Every model that the benchmark defines."""
-    return sorted(path.stem for path in (CONF / "model" / benchmark).glob("*.yaml"))
+    """Every model that the benchmark defines, or the one whose models it uses."""
+    return sorted(path.stem for path in (CONF / "model" / owner(benchmark)).glob("*.yaml"))
 
 
 def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
@@ -37,6 +44,7 @@ def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
 
 @cache
 def _card(benchmark: str, name: str, what: str) -> dict[str, Any]:
+    benchmark = owner(benchmark)
     settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
     path = CONF / "model" / benchmark / f"{name}.yaml"
     if name in names(benchmark):
@@ -71,7 +79,7 @@ def weights(benchmark: str, name: str, weights_dir: str | None = None) -> tuple[
 
     The hash is the expected one of shipped weights, and of others what the file has.
     """
-    shipped = WEIGHTS / benchmark / f"{name}.safetensors"
+    shipped = WEIGHTS / owner(benchmark) / f"{name}.safetensors"
     if shipped.with_suffix(".json").is_file():
         return shipped, json.loads(shipped.with_suffix(".json").read_text())["sha256"]
     path = _published().find_weights(name, card(benchmark, name), weights_dir)
