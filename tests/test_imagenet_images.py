@@ -287,6 +287,11 @@ def a_level_more(tmp_path: Path) -> None:
     load(tmp_path)
 
 
+def unknown_folders_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    load(tmp_path / "data", tmp_path / "truth.txt")
+
+
 def unknown_folders(tmp_path: Path) -> None:
     for name in ("n01440764", "n00000001", "n00000002", "n00000003", "n00000004"):
         (tmp_path / name).mkdir()
@@ -327,6 +332,10 @@ FOLDERS: dict[Callable[[Path], None], list[str]] = {
     empty_folder: ["has no images; expected files .bmp, .jpeg"],
     empty_classes: ["has no images"],
     a_level_more: ["2 of 2 folders are not named after a synset", "(train, val)", "class folders"],
+    unknown_folders_and_a_file: [
+        "has folders (images) and no images",
+        "give the folder that holds",
+    ],
     unknown_folders: ["4 of 5 folders", "(n00000001, n00000002, n00000003, …)"],
     unknown_names: ["1 of 2 images", "(ILSVRC2012_val_00000001.JPEG)", "ground_truth"],
     both_layouts: ["has images (n01440764_1.png) beside class folders"],
@@ -349,7 +358,10 @@ FILES = {
     "binary": ("\udcff\udcfe1", ["cannot be read (not text)"]),
     "synset": (
         "{v}1 n01440764\n{v}2 n99999999\n{v}3 0\n",
-        ["1 of 3 lines are not a file name and a synset of ImageNet-1k or one", "(ILSVRC2012_val_00000002 n99999999)"],
+        [
+            "1 of 3 lines are not a file name and a synset of ImageNet-1k or one",
+            "(ILSVRC2012_val_00000002 n99999999)",
+        ],
     ),
     "two": ("{v}1,n01440764 1 1 2 2 n02123045 1 1 2 2\n", ["1 of 1 lines", "a synset"]),
     "index": ("{v}1 0\n{v}2 1000\n{v}3 -1\n", ["2 of 3 lines", "one number from 0 to 999"]),

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from timm.data import ImageNetInfo
-
 from irattack.errors import InputError, some
 
 
 @cache
 def synsets() -> dict[str, int]:
     """The index of each synset of ImageNet-1k: its position among all in alphabetical order."""
+    from timm.data import ImageNetInfo  # takes seconds, which other data need not wait
+
     return {name: i for i, name in enumerate(sorted(ImageNetInfo("imagenet-1k").label_names()))}
 
 

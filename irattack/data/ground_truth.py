@@ -100,6 +100,17 @@ def labels_in(
         found = [[class_of(cell, classes, first) for cell in row.cells] for row in rows]
         named = f"{classes} or " if classes.index else ""
         expected = f"a file name and {named}one number from {first} to {first + classes.count - 1}"
+    return one_each(ids, rows, found, expected, given)
+
+
+def one_each(
+    ids: Sequence[str],
+    rows: Sequence[Row],
+    found: list[list[int | None]],
+    expected: str,
+    given: str,
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The classes found for each image, as `labels_in` returns them; refuses all but one a cell."""
     wrong = [row.text[:40] for row, got in zip(rows, found, strict=True) if None in got]
     if wrong:
         raise InputError(
