@@ -15,7 +15,8 @@ ARRAYS = (".npy", ".npz", ".safetensors")
 NAMED = (("images", "labels"), ("test_images", "test_labels"))  # the second as in MedMNIST
 RECORD = 1 + 3 * 32 * 32  # bytes: a label, then red, green and blue, each of 32 rows of 32
 PICKLES = (".pickle", ".pkl", ".pt", ".pth")
-BATCHES = ("data_batch", "test_batch")
+TEST_BATCH = "test_batch.bin"  # of a folder of batches, the one on which no network was trained
+PYTHON_BATCHES = ("test_batch", *(f"data_batch_{i}" for i in range(1, 6)))
 
 
 def labelled_pixels(path: Path, classes: int, first: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -112,18 +113,15 @@ def cifar(path: Path, given: str) -> tuple[np.ndarray, np.ndarray]:
     return records[:, 1:].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1), records[:, 0]
 
 
-def file_in(path: Path) -> Path | None:
-    """The file of labelled pixels that a path means, a folder of CIFAR-10's batches its test batch.
-
-    Returns:
-        None for a folder of something else.
+def array_file(path: Path) -> Path | None:
+    """A file of labelled pixels; None for a folder that holds none of the known kinds.
 
     Raises:
         InputError: a file of another kind, pickles, or a folder of training batches.
     """
     given = f"benchmark.data.folder={path}"
     inside = [path] if path.is_file() else sorted(path.iterdir())
-    if any((p.name.startswith(BATCHES) and not p.suffix) or p.suffix in PICKLES for p in inside):
+    if any(p.name in PYTHON_BATCHES or p.suffix in PICKLES for p in inside):
         raise InputError(
             f"{given}: is a pickle, or holds some, which can run code; give CIFAR-10's binary "
             "version (cifar-10-binary.tar.gz), or convert it to a .npz file of images and labels."
@@ -135,9 +133,10 @@ def file_in(path: Path) -> Path | None:
                 "of images or one of these."
             )
         return path
-    batches = [p for p in inside if p.suffix == ".bin"]
-    if batches and path / "test_batch.bin" not in batches:
+    files = [p for p in inside if p.suffix in (*ARRAYS, ".bin")]
+    if files:
         raise InputError(
-            f"{given}: has no test_batch.bin; name one of its files, such as {batches[0]}."
+            f"{given}: has no {TEST_BATCH} and no images, but files of arrays; name one of them, "
+            f"such as {files[0]}."
         )
-    return path / "test_batch.bin" if batches else None
+    return None

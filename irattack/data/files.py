@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from irattack.data.arrays import file_in, labelled_pixels
+from irattack.data.arrays import TEST_BATCH, array_file, labelled_pixels
 from irattack.data.classes import Classes
 from irattack.data.ground_truth import EXTENSIONS, labels_in, stem
 from irattack.data.images import Candidates
@@ -69,7 +69,9 @@ def candidates(
     if counting is not None and (type(counting) is not int or counting not in (0, 1)):
         raise InputError(f"benchmark.data.counting={counting}: expected 0, 1 or null.")
     root, known = Path(os.path.expanduser(str(folder))), Classes.of(classes)
-    file = file_in(root) if root.is_file() or not any(listed(root)) else None
+    file = root / TEST_BATCH if (root / TEST_BATCH).is_file() else None
+    if not file and (root.is_file() or not any(listed(root))):
+        file = array_file(root)
     if ground_truth and file:
         raise InputError(
             f"benchmark.data.ground_truth={ground_truth}: {file} has labels of its own; leave one "
@@ -144,9 +146,8 @@ def labelled(
     found = [known.in_name(stem(name)) if images else index.get(name) for name in names]
     odd = [name for name, label in zip(names, found, strict=True) if label is None]
     if odd:
-        what, cure = (
-            ("images", "") if images else ("folders", "put the images into one folder and ")
-        )
+        what = "images" if images else "folders"
+        cure = "" if images else "put the images into one folder and "
         one = next(iter(index))
         raise InputError(
             f"{given}: {len(odd)} of {len(names)} {what} are not named after {known} "
@@ -155,11 +156,9 @@ def labelled(
             "a file of labels."
         )
     if not images:
-        inside = [listed(root / name)[1] for name in folders]
-        images = [
-            f"{name}/{file}" for name, files in zip(folders, inside, strict=True) for file in files
-        ]
-        found = [label for label, files in zip(found, inside, strict=True) for _ in files]
+        inside = [(name, file) for name in folders for file in listed(root / name)[1]]
+        images = [f"{name}/{file}" for name, file in inside]
+        found = [index[name] for name, _ in inside]
     if not images:
         raise InputError(f"{given}: has no images; expected files {', '.join(EXTENSIONS)}.")
     return images, np.array(found, dtype=np.int64), None
