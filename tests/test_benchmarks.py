@@ -13,6 +13,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from irattack.commands.settings import check, register_resolvers
+from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.network import networks
 
@@ -37,6 +38,14 @@ def test_nips2017_attacks_all_images_with_the_networks_of_imagenet() -> None:
     assert zoo.names("nips2017") == zoo.names("imagenet")
     for name in ("vgg16", "ensemble", "inception_v3_ens3", "resnet18.a1_in1k"):
         assert zoo.card("nips2017", name) == zoo.card("imagenet", name)
+
+
+def test_models_of_an_unknown_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "CONF", tmp_path)
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "pets.yaml").write_text("models: imagnet\n")
+    with pytest.raises(InputError, match="benchmark.models=imagnet: expected one of pets"):
+        zoo.owner("pets")
 
 
 @pytest.mark.usefixtures("configs")

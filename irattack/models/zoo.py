@@ -24,7 +24,11 @@ WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 def owner(benchmark: str) -> str:
     """The benchmark whose models this one uses: `models` in its yaml, or itself."""
     settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
-    return settings.get("models", benchmark)
+    found = settings.get("models", benchmark)
+    known = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
+    if found not in known:
+        raise unknown("benchmark.models", found, known)
+    return found
 
 
 def names(benchmark: str) -> list[str]:
