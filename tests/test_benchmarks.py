@@ -44,7 +44,7 @@ def test_models_of_an_unknown_benchmark(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(zoo, "CONF", tmp_path)
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "pets.yaml").write_text("models: imagnet\n")
-    with pytest.raises(InputError, match="benchmark.models=imagnet: expected one of pets"):
+    with pytest.raises(InputError, match=r"benchmark\.models=imagnet: expected one of pets"):
         zoo.owner("pets")
 
 
