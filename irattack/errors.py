@@ -1,6 +1,6 @@
 """A user's mistake is answered with one sentence: what was given, what is allowed, what to do."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
 
@@ -15,3 +15,8 @@ def unknown(what: str, given: object, allowed: Iterable[str], cure: str = "") ->
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     rest = cure or f"expected one of {', '.join(names)}"
     return InputError(f"{what}={given}: {hint}{rest}.")
+
+
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first few of many names, for a sentence."""
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")

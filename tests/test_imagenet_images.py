@@ -9,8 +9,8 @@ import pytest
 from PIL import Image
 from scipy.io import savemat
 
-from irattack.data.ground_truth import classes
-from irattack.data.imagenet import candidates
+from irattack.data.classes import synsets as classes
+from irattack.data.files import candidates
 from irattack.data.images import Candidates
 from irattack.errors import InputError
 
@@ -31,7 +31,7 @@ def expected(image: Image.Image) -> np.ndarray:
 
 def load(folder: Path | None, ground_truth: Path | None = None) -> Candidates:
     given = [path if path is None else str(path) for path in (folder, ground_truth)]
-    return candidates(given[0], given[1], SIZE)
+    return candidates(given[0], "imagenet", SIZE, given[1])
 
 
 def labels(images: Candidates) -> dict[str, int]:
@@ -287,6 +287,11 @@ def a_level_more(tmp_path: Path) -> None:
     load(tmp_path)
 
 
+def unknown_folders_and_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data" / "images").mkdir(parents=True)
+    load(tmp_path / "data", tmp_path / "truth.txt")
+
+
 def unknown_folders(tmp_path: Path) -> None:
     for name in ("n01440764", "n00000001", "n00000002", "n00000003", "n00000004"):
         (tmp_path / name).mkdir()
@@ -317,16 +322,20 @@ def odd_name(tmp_path: Path) -> None:
 
 
 def no_size(tmp_path: Path) -> None:
-    candidates(str(tmp_path), None, 0)
+    candidates(str(tmp_path), "imagenet", 0)
 
 
 FOLDERS: dict[Callable[[Path], None], list[str]] = {
     no_folder: ["benchmark.data.folder is not set", "benchmark.data.folder=/path"],
     missing_folder: ["nowhere cannot be listed (No such file or directory)"],
-    a_file: ["file cannot be listed (Not a directory)"],
+    a_file: ["file: is no folder, nor a file .npy, .npz"],
     empty_folder: ["has no images; expected files .bmp, .jpeg"],
     empty_classes: ["has no images"],
     a_level_more: ["2 of 2 folders are not named after a synset", "(train, val)", "class folders"],
+    unknown_folders_and_a_file: [
+        "has folders (images) and no images",
+        "give the folder that holds",
+    ],
     unknown_folders: ["4 of 5 folders", "(n00000001, n00000002, n00000003, …)"],
     unknown_names: ["1 of 2 images", "(ILSVRC2012_val_00000001.JPEG)", "ground_truth"],
     both_layouts: ["has images (n01440764_1.png) beside class folders"],
@@ -349,13 +358,16 @@ FILES = {
     "binary": ("\udcff\udcfe1", ["cannot be read (not text)"]),
     "synset": (
         "{v}1 n01440764\n{v}2 n99999999\n{v}3 0\n",
-        ["1 of 3 lines are not a file name and one synset", "(ILSVRC2012_val_00000002 n99999999)"],
+        [
+            "1 of 3 lines are not a file name and a synset of ImageNet-1k or one",
+            "(ILSVRC2012_val_00000002 n99999999)",
+        ],
     ),
-    "two": ("{v}1,n01440764 1 1 2 2 n02123045 1 1 2 2\n", ["1 of 1 lines", "one synset"]),
-    "index": ("{v}1 1\n{v}2 1000\n{v}3 -1\n", ["2 of 3 lines", "one index from 0 to 999"]),
+    "two": ("{v}1,n01440764 1 1 2 2 n02123045 1 1 2 2\n", ["1 of 1 lines", "a synset"]),
+    "index": ("{v}1 0\n{v}2 1000\n{v}3 -1\n", ["2 of 3 lines", "one number from 0 to 999"]),
     "more": ("{v}1 1 2\n", ["1 of 1 lines"]),
     "bare": ("{v}1\n{v}2\n", ["2 of 2 lines", "(ILSVRC2012_val_00000001, "]),
-    "blank": ("1\n\n3\n", ["3 of 3 lines"]),
+    "blank": ("1\n\n3\n", ["2 of 2 lines"]),
     "twice": ("{v}1 0\n{v}1.JPEG 1\n{v}2 3\n", ["1 images have more than one class", "00001)"]),
     "missing": (
         "{v}1 0\n",

@@ -36,11 +36,11 @@ from irattack.attacks.pieces import (
 )
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
-from irattack.commands.settings import check, register_resolvers
+from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.models import zoo
-from irattack.pipeline.cell import plain
+from irattack.pipeline.cell import Cell
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
@@ -225,7 +225,8 @@ def inception_residual(b: Any, x: Tensor) -> Tensor:
 
 def fact(name: str) -> dict:
     path = CONF / "model" / "imagenet" / f"{name}.yaml"
-    return plain(OmegaConf.load(path)) | {"gamma": 0.3}
+    facts: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return facts | {"gamma": 0.3}
 
 
 PUBLISHED: dict[str, tuple[Callable[[], nn.Module], str, Callable]] = {
@@ -345,10 +346,8 @@ def config() -> Iterator[None]:
 
 
 def composed(*overrides: str) -> Attack:
-    settings = plain(compose("config", overrides=["steps=3", *overrides]).attack)
-    settings.pop("name")
-    settings.pop("pieces", None)
-    return instantiate(settings)
+    cell = Cell(compose("config", overrides=["steps=3", *overrides]))
+    return instantiate(cell.steps_facts["attack"])
 
 
 def test_hybridir_with_neutral_values_is_pgd(config: None) -> None:
@@ -432,9 +431,8 @@ def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
         cfg = compose("config", overrides=choice)
         if name in refuses or (name == "relaxed" and norm != "free"):
             with pytest.raises(InputError, match=r"needs skip connections|belong together"):
-                check(cfg)
+                Cell(cfg)
             continue
-        check(cfg)
         attack = composed(*choice)
         for hook in (None, flat):
             handle = model.register_forward_hook(hook) if hook else None

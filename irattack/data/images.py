@@ -15,11 +15,13 @@ class Images:
         ids: (N,) names; all randomness of an image depends on its name.
         labels: (N,) class indices.
         pixels: (N, C, H, W) uint8.
+        wanted: (N,) class indices that a targeted attack aims at; None if the data name none.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     pixels: np.ndarray
+    wanted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -27,7 +29,8 @@ class Images:
     def take(self, indices: Sequence[int]) -> "Images":
         """The images at these positions, in this order."""
         rows = list(indices)
-        return Images([self.ids[i] for i in rows], self.labels[rows], self.pixels[rows])
+        wanted = None if self.wanted is None else self.wanted[rows]
+        return Images([self.ids[i] for i in rows], self.labels[rows], self.pixels[rows], wanted)
 
     def digest(self, index: int) -> str:
         """SHA-256 of an image's pixels."""
@@ -47,11 +50,13 @@ class Candidates:
         ids: (N,) names, each once.
         labels: (N,) class indices.
         read: from b positions to (b, C, H, W) uint8.
+        wanted: (N,) class indices that a targeted attack aims at; None if the data name none.
     """
 
     ids: Sequence[str]
     labels: np.ndarray
     read: Callable[[Sequence[int]], np.ndarray]
+    wanted: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -59,4 +64,5 @@ class Candidates:
     def take(self, indices: Sequence[int]) -> Images:
         """Reads the images at these positions, in this order."""
         rows = list(indices)
-        return Images([self.ids[i] for i in rows], self.labels[rows], self.read(rows))
+        wanted = None if self.wanted is None else self.wanted[rows]
+        return Images([self.ids[i] for i in rows], self.labels[rows], self.read(rows), wanted)

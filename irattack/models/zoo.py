@@ -20,15 +20,26 @@ from irattack.models.network import Ensemble, Network
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 
 
+@cache
+def owner(benchmark: str) -> str:
+    """The benchmark whose models this one uses: `models` in its yaml, or itself."""
+    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
+    found = settings.get("models", benchmark)
+    known = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
+    if found not in known:
+        raise unknown("benchmark.models", found, known)
+    return found
+
+
 def names(benchmark: str) -> list[str]:
-    """Every model that the benchmark defines."""
-    return sorted(path.stem for path in (CONF / "model" / benchmark).glob("*.yaml"))
+    """Every model that the benchmark defines, or the one whose models it uses."""
+    return sorted(path.stem for path in (CONF / "model" / owner(benchmark)).glob("*.yaml"))
 
 
 @cache
 def shared(benchmark: str) -> dict[str, Any]:
-    """The facts that all models of a benchmark share: `model` in its yaml."""
-    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
+    """The facts that all models of a benchmark share: `model` in the yaml of their owner."""
+    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{owner(benchmark)}.yaml")
     found: Any = OmegaConf.to_container(settings.model)
     return found
 
@@ -45,6 +56,7 @@ def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
 
 @cache
 def _card(benchmark: str, name: str, what: str) -> dict[str, Any]:
+    benchmark = owner(benchmark)
     settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
     path = CONF / "model" / benchmark / f"{name}.yaml"
     if name in names(benchmark):
@@ -79,7 +91,7 @@ def weights(benchmark: str, name: str, weights_dir: str | None = None) -> tuple[
 
     The hash is the expected one of shipped weights, and of others what the file has.
     """
-    shipped = WEIGHTS / benchmark / f"{name}.safetensors"
+    shipped = WEIGHTS / owner(benchmark) / f"{name}.safetensors"
     if shipped.with_suffix(".json").is_file():
         return shipped, json.loads(shipped.with_suffix(".json").read_text())["sha256"]
     path = _published().find_weights(name, card(benchmark, name), weights_dir)

@@ -53,9 +53,10 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
                 return candidates.take(found[: cfg.images])
     cure = f"use images={len(found)} or fewer" if found else "give others"
     cure = cure if cfg.pretrained else "untrained networks need benchmark.sources=[]"
+    known = "are classified correctly by every source model" if models else "are there"
     raise InputError(
-        f"images={cfg.images}: only {len(found)} of {len(candidates)} candidate images are "
-        f"classified correctly by every source model; {cure}."
+        f"images={cfg.images}: only {len(found)} of {len(candidates)} candidate images {known}; "
+        f"{cure}."
     )
 
 

@@ -1,0 +1,98 @@
+"""Benchmarks that are data alone: their yamls, and the command on images of their form."""
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+
+from irattack.commands.settings import register_resolvers
+from irattack.conf import CONF
+from irattack.errors import InputError
+from irattack.models import zoo
+from irattack.models.network import networks
+from irattack.pipeline.cell import Cell
+
+ROOT = Path(__file__).parents[1]
+CIFAR = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
+
+
+@pytest.fixture
+def configs() -> Iterator[None]:
+    register_resolvers()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+
+
+@pytest.mark.usefixtures("configs")
+def test_nips2017_attacks_all_images_with_the_networks_of_imagenet() -> None:
+    cfg = compose("config", overrides=["benchmark=nips2017"])
+    Cell(cfg)
+    assert cfg.benchmark.size == 299
+    assert cfg.images == 1000
+    assert not cfg.benchmark.sources
+    assert zoo.names("nips2017") == zoo.names("imagenet")
+    for name in ("vgg16", "ensemble", "inception_v3_ens3", "resnet18.a1_in1k"):
+        assert zoo.card("nips2017", name) == zoo.card("imagenet", name)
+
+
+def test_models_of_an_unknown_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(zoo, "CONF", tmp_path)
+    (tmp_path / "benchmark").mkdir()
+    (tmp_path / "benchmark" / "pets.yaml").write_text("models: imagnet\n")
+    with pytest.raises(InputError, match=r"benchmark\.models=imagnet: expected one of pets"):
+        zoo.owner("pets")
+
+
+@pytest.mark.usefixtures("configs")
+@pytest.mark.parametrize("name", zoo.names("cifar10"))
+def test_networks_of_cifar10_see_every_pixel(name: str) -> None:
+    Cell(compose("config", overrides=["benchmark=cifar10", f"source={name}", "attack=sgm"]))
+    network = zoo.build("cifar10", name, pretrained=False)
+    x = torch.rand(2, 3, 32, 32)
+    assert network(x).shape == (2, 10)
+    body: Any = networks(network)[0].body
+    assert body.forward_features(x).shape[-2:] == (4, 4)  # only the stages halve it, thrice
+
+
+def run(root: Path, *overrides: str) -> str:
+    given = ["pretrained=false", "benchmark.sources=[]", "attack=ir", "samples=1", "steps=2"]
+    command = [sys.executable, "-m", "irattack", *given, *overrides, "threads=1"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_cifar10_from_batches_to_rates(tmp_path: Path) -> None:
+    tmp_path.joinpath("test_batch.bin").write_bytes(bytes(4 * 3073))
+    given = [f"benchmark.data.folder={tmp_path}", "source=resnet18", "targets=[resnet34]"]
+    found = run(ROOT, "benchmark=cifar10", *given, "images=3", f"output={tmp_path / 'outputs'}")
+    assert "ResNet-34" in found or "resnet34" in found
+
+
+def test_a_benchmark_of_ones_own_needs_no_python(tmp_path: Path) -> None:
+    """In a copy of the checkout: one yaml of a benchmark, two of networks, one array file."""
+    for name in ("conf", "irattack"):
+        hidden = shutil.ignore_patterns("__pycache__", "*.safetensors")
+        shutil.copytree(ROOT / name, tmp_path / name, ignore=hidden)
+    example = (ROOT / "conf" / "benchmark" / "cifar10.yaml").read_text()
+    own = example.replace("name: cifar10", "name: pets").replace("size: 32 ", "size: 8 ")
+    own = own.replace(f"[{CIFAR}]", "3").replace("classes: 10", "classes: 3")
+    own = own.replace("grid: 16", "grid: 4").replace("cells: 32", "cells: 4")
+    (tmp_path / "conf" / "benchmark" / "pets.yaml").write_text(own)
+    (tmp_path / "conf" / "model" / "pets").mkdir()
+    for name in ("one", "two"):
+        card = "factory: irattack.models.small.resnet34\nweights: pets.safetensors\n"
+        (tmp_path / "conf" / "model" / "pets" / f"{name}.yaml").write_text(card)
+    data = tmp_path / "pets.npz"
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
+    np.savez(data, images=pixels, labels=np.arange(6) % 3)
+    given = [f"benchmark.data.folder={data}", "source=one", "targets=[two]", "images=6"]
+    assert "two" in run(tmp_path, "benchmark=pets", *given)
+    assert len(list((tmp_path / "outputs" / "pets" / "images").glob("*.json"))) == 1
