@@ -22,6 +22,11 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def of_source(benchmark: str, source: Any, name: str) -> Any:
+    """A fact of the source's yaml; of what is no name, nothing, and the schema says so."""
+    return zoo.card(benchmark, source)[name] if isinstance(source, str) else None
+
+
 def register_resolvers() -> None:
     """Makes ${number:…}, ${of_source:…} and the others known to the configuration."""
     resolvers: dict[str, Callable[..., Any]] = {
@@ -29,7 +34,7 @@ def register_resolvers() -> None:
         "number_or_null": lambda value: None if value is None else number(value),
         "cpu_count": cpu_count,
         "product": lambda a, b: a * b,
-        "of_source": lambda benchmark, source, name: zoo.card(benchmark, source)[name],
+        "of_source": of_source,
     }
     for name, resolver in resolvers.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)

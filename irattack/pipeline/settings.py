@@ -81,11 +81,8 @@ Positive = Annotated[
 AtLeast0 = Annotated[
     Given, within(0), Field(description="a finite number such as 0.5; it must be 0 or more")
 ]
-Radius = Annotated[
-    Given,
-    within(0, 1, open_below=True),
-    Field(description="a radius in (0, 1] for images in [0, 1], such as 8/255"),
-]
+RADIUS = "a radius in (0, 1] for images in [0, 1], such as 8/255"
+Radius = Annotated[Given, within(0, 1, open_below=True), Field(description=RADIUS)]
 Flag = Annotated[bool, Field(strict=True, description="true or false")]
 Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,resnet152]")]
 Path_ = Annotated[
@@ -148,7 +145,7 @@ class Norm(BaseModel):
     """A norm (conf/norm) or that of an attack."""
 
     model_config = ConfigDict(extra="allow")
-    eps: Radius | None = None
+    eps: Annotated[Radius | None, Field(description=RADIUS)] = None
     step_size: Positive
 
 
@@ -184,9 +181,7 @@ class Settings(Strict):
     """All that decides a cell; see conf/config.yaml."""
 
     benchmark: Benchmark
-    norm: Norm
     protocol: Protocol
-    attack: AttackSettings
     source: Annotated[str, Field(description="one model; with -m, source=a,b runs a cell of each")]
     targets: Annotated[
         str | Annotated[list[str], Field(min_length=1)],
@@ -222,6 +217,8 @@ class Settings(Strict):
     cache: Cache
     shard: Annotated[str | None, Field(description="i/n with i from 1 to n, such as 3/8")]
     output: Path_
+    norm: Norm  # after the settings that it is made of
+    attack: AttackSettings
 
     @model_validator(mode="after")
     def _together(self) -> "Settings":
