@@ -256,10 +256,10 @@ def test_intervals_hold_after_the_choice_of_the_step(rule: Rule) -> None:
     assert min(rate, gain) > 0.95 - tolerance
     if rule is leave_one_out:
         assert max(plain_rate, plain_gain) < 0.8
-    # Not by being too long: 1.96 standard deviations of the estimates on either side, within 30 %.
+    # Not by being too long: 1.96 standard deviations of the estimates on either side, within 40 %.
     width = (found[..., 2] - found[..., 1]).mean(axis=0)
     ideal = 2 * statistics.Z * found[..., 0].std(axis=0)
-    assert (np.abs(width / ideal - 1)[[1, 3]] < 0.3).all()
+    assert (np.abs(width / ideal - 1)[[1, 3]] < 0.4).all()
     # Leave-one-out and cross-fit are unbiased: no image has a say in its own step.
     bias = found[..., 0].mean(axis=0) - truths
     assert (np.abs(bias) < 3 * found[..., 0].std(axis=0) / trials**0.5).all()

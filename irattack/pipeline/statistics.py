@@ -3,8 +3,8 @@
 An attack leaves T perturbed images of each of N images, and a *rule* says at which step each is
 judged. Leave-one-out is the paper's rule and gives the headline. A rule looks at the images that
 it is judged on, so their outcomes depend on each other, and the intervals for N independent
-outcomes are too short: on a plateau of equally good steps they cover the truth in 30 to 90 % of
-samples instead of 95 %. Here a bootstrap over images repeats the choice in every resample, and what
+outcomes are too short: at N = 128, on a plateau of 20 equally good steps, they cover the truth in
+30 to 90 % of samples. Here a bootstrap over images repeats the choice in every resample, and what
 its variance has in excess of independent outcomes' shortens the sample:
 
     d = Var*(total) / E*(variance of that total if outcomes were independent),  at least 1
@@ -12,10 +12,10 @@ its variance has in excess of independent outcomes' shortens the sample:
     gain: Agresti and Min's interval for matched pairs of won / d and lost / d among N / d
 
 d is the design effect of survey sampling, N / d the effective sample size (Kish, 1965). What the
-intervals cover is the rate to be expected of the procedure on fresh images: choose the steps by the
-rule on N images, count success on one that had no say. `python -m scripts.coverage` measures how
-often they do. A bootstrap's own quantiles would be worse: on such a plateau they cover always, and
-near 0 or 100 % in less than half of the samples, where resamples do not differ (32 images, 98 %).
+intervals cover is the rate to be expected of an image that had no say in its step, which the rule
+chose by N − 1 others (leave-one-out) or N / 2 (cross-fit). They do in 95 to 100 % of samples, most
+where images are few (`python -m scripts.coverage`); the bootstrap's own quantiles do in nearly all
+on such a plateau, but in less than half near 0 or 100 %, where resamples hardly differ.
 """
 
 from collections.abc import Callable
