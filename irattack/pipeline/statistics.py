@@ -252,3 +252,13 @@ def mean_interval(values: np.ndarray) -> Interval:
         return mean, float("nan"), float("nan")
     half = float(stdtrit(n - 1, (1 + LEVEL) / 2) * np.std(values, ddof=1) / n**0.5)
     return mean, mean - half, mean + half
+
+
+def rate_interval(outcome: np.ndarray) -> Interval:
+    """Rate of (N,) outcomes at a step fixed beforehand and Wilson's 95 % interval, in percent."""
+    return rate(outcome[None])
+
+
+def gain_interval(ours: np.ndarray, baseline: np.ndarray) -> Interval:
+    """Gain of (N,) outcomes over (N,) others, at steps fixed beforehand, in points."""
+    return gain(ours[None], baseline[None])
