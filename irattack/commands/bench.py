@@ -184,7 +184,7 @@ def cache_speed(where: torch.device, folder: Path, length: int = 20) -> dict[str
         return np.ascontiguousarray(rows.reshape(8, 3, 224, 224))
 
     pixels = tiled(crops.pixels)
-    frames = [tiled(to_frame(crops.pixels, delta, attack.norm)) for delta in found]
+    frames = [tiled(to_frame(crops, delta, attack.norm)) for delta in found]
     raw, path = sum(frame.nbytes for frame in frames) / 1e6, folder / "bench.b2"
     rates: dict[str, list[float]] = {"write": [], "read": []}
     for _ in range(5):

@@ -9,6 +9,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
+from irattack.code import code_of
 from irattack.conf import CONF
 from irattack.data.images import Images
 from irattack.errors import unknown
@@ -57,6 +58,7 @@ class Cell:
                 "sources": {name: self.identity(name) for name in cfg.benchmark.sources},
                 "count": cfg.images,
                 "seed": cfg.seed,
+                **({"code": code} if (code := code_of(cfg.benchmark.data)) else {}),
             }
         attack = cfg.attack.model_dump(exclude_unset=True)
         self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
@@ -74,6 +76,8 @@ class Cell:
             "block": cfg.block,
             "micro_batch": cfg.micro_batch,
         }
+        if code := code_of(attack):  # of the user's own functions
+            self.steps_facts["code"] = code
         self.key = key(self.steps_facts)
         self.norm = attack["norm"]["_target_"].rsplit(".", 1)[-1].lower()
         self.recorded = 1 if attack["record"] == "last" else int(attack["steps"])

@@ -1,5 +1,6 @@
 """A cell's results: images, steps, margins on the targets, the step by leave-one-out."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from irattack.pipeline.worker import Worker
+
+log = logging.getLogger(__name__)
 
 FORMAT = 5  # raise it when results hold something else
 
@@ -37,7 +40,12 @@ class Result(Card):
     success_rate_percent: float
     ci_low: float
     ci_high: float
+    crossfit_percent: float
+    crossfit_ci_low: float
+    crossfit_ci_high: float
     last_step_percent: float
+    optimistic_best_step_percent: float
+    clean_error_percent: float
     mean_l2: float
     source_confidence: float
     below_tau: int | None
@@ -48,7 +56,9 @@ class Result(Card):
 
 COLUMNS = [
     *("source", "attack", "norm", "target", "n", "success_rate_percent", "ci_low", "ci_high"),
-    *("last_step_percent", "mean_l2", "source_confidence", "below_tau"),
+    *("crossfit_percent", "crossfit_ci_low", "crossfit_ci_high", "last_step_percent"),
+    *("optimistic_best_step_percent", "clean_error_percent", "mean_l2", "source_confidence"),
+    "below_tau",
 ]
 
 
@@ -103,7 +113,13 @@ class Results(ByShards):
     def summary(self, name: str, arrays: Arrays, parts: list[Part]) -> dict[str, Any]:
         """The result: the step chosen by leave-one-out, the rate, and what it was made with."""
         cell, margins = self.cell, arrays["margins"]
-        rate, low, high = statistics.rate_interval(statistics.transferred(margins))
+        clean_error = 100 * float((arrays["clean"] > 0).mean())
+        if clean_error > 50:
+            log.warning(
+                "%s is wrong on %.0f %% of the clean images: check its classes, normalisation and "
+                "size; its success rates mean nothing.",
+                *(name, clean_error),
+            )
         chosen = statistics.chosen_steps(margins > 0)
         runs = [part.attacked_with.model_dump() for part in parts if part.attacked_with]
         short = [part.below_tau for part in parts if part.below_tau is not None]
@@ -113,10 +129,8 @@ class Results(ByShards):
             "norm": cell.norm,
             "target_name": name,
             "n": margins.shape[1],
-            "success_rate_percent": rate,
-            "ci_low": low,
-            "ci_high": high,
-            "last_step_percent": 100 * float((margins[-1] > 0).mean()),
+            **statistics.rates(margins),
+            "clean_error_percent": clean_error,
             "mean_l2": float(arrays["lengths"][chosen, np.arange(len(chosen))].mean()),
             "source_confidence": float(np.median(arrays["confidence"])),
             "below_tau": sum(short) if len(short) == len(parts) else None,

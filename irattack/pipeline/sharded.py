@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from irattack.code import code_of
 from irattack.data.images import Images
 from irattack.pipeline.artifact import Arrays, Artifact, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Shard, file_name
@@ -80,6 +81,7 @@ class ByShards(Job):
         """The merged arrays."""
         path, facts, schema = self.whole(name)
         facts = facts | {"images": images_digest(self.cell), "n": self.images}
+        facts |= code_of({"_target_": f"{type(self).__module__}.{type(self).__name__}"})
         return Artifact(path, facts, schema, self.shapes(name, self.images))
 
     def part(self, name: str, shard: Shard) -> Artifact[Part]:

@@ -17,7 +17,7 @@ from irattack.attacks.losses import margin
 from irattack.attacks.norms import Norm
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
-from irattack.errors import InputError
+from irattack.errors import InputError, some
 from irattack.hashing import key
 from irattack.models.network import resized
 from irattack.pipeline import files
@@ -60,10 +60,27 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     )
 
 
-def to_frame(pixels: np.ndarray, delta: Tensor, norm: Norm) -> np.ndarray:
-    """x + δ in 8 bits, still inside the ball: (B, C, H, W) uint8."""
+def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
+    """x + δ in 8 bits, still inside ball and box: (B, C, H, W) uint8.
+
+    Raises:
+        InputError: δ of an image is not finite, or x + δ leaves [0, 1].
+    """
     levels = norm.round(255 * delta).cpu().numpy()
-    return (pixels + levels).astype(np.uint8)
+    refuse(images, ~np.isfinite(levels), "the gradient of the source is not finite there; mend it")
+    frame = images.pixels + levels
+    outside = (frame < 0) | (frame > 255)
+    refuse(images, outside, "x + δ leaves [0, 1] there; leave attack.clip as it is")
+    return frame.astype(np.uint8)
+
+
+def refuse(images: Images, bad: np.ndarray, why: str) -> None:
+    """Raises InputError, which names the images in which something is bad, (B, …) bool."""
+    rows = np.flatnonzero(bad.reshape(len(images), -1).any(axis=1)).tolist()
+    if len(rows):
+        raise InputError(
+            f"{len(rows)} of {len(images)} images ({some([images.ids[i] for i in rows])}): {why}."
+        )
 
 
 class Worker:
@@ -142,7 +159,7 @@ class Worker:
         x, y = self.tensors(images)
         model = self.model(self.cell.cfg.source, "source")
         for delta in perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch):
-            yield to_frame(images.pixels, delta, attack.norm)
+            yield to_frame(images, delta, attack.norm)
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
@@ -187,14 +204,13 @@ class Worker:
             each.append(measured(x))
             step()
         shared = {"lengths": np.stack(lengths), "confidence": probability}
-        return {
-            name: {
-                "margins": np.stack([found[name] for found in each]),
-                "clean": unperturbed[name],
-                **shared,
-            }
-            for name in targets
-        }
+        found = {}
+        for name in targets:
+            all_steps = np.stack([of_step[name] for of_step in [unperturbed, *each]])
+            why = f"the logits of {name} are not finite there; mend the network"
+            refuse(images, ~np.isfinite(all_steps.T), why)
+            found[name] = {"margins": all_steps[1:], "clean": all_steps[0], **shared}
+        return found
 
     def retry(self, work: Callable[[], T]) -> T:
         """Runs the work on a shard; with half the micro-batch where the device lacks memory."""

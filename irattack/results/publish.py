@@ -39,8 +39,9 @@ def caption(cells: Sequence[Cell]) -> str:
         f"protocol={values(cells, 'protocol.name')}, n={results[0].n} images, {settings}; "
         f"{precision}, {devices}, torch {versions}, commit "
         f"{commits}. start=auto is zero with an interaction term and random without. "
-        "Success is measured at every step and the step chosen by leave-one-out (Appendix M); "
-        "intervals of gains are over images, paired. The paper's numbers are of ImageNet."
+        "Success is measured at every step and the step chosen by leave-one-out over the answers "
+        "of the target (Appendix M), so not strictly black-box. Intervals are 95 %, over images, "
+        "and repeat that choice; those of gains are paired. The paper's numbers are of ImageNet."
     )
 
 
