@@ -438,7 +438,7 @@ def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
         for hook in (None, flat):
             handle = model.register_forward_hook(hook) if hook else None
             steps = list(perturbations(attack, model, x, y, ids, Draws(0)))
-            assert len(steps) == attack.recorded
+            assert len(steps) == len(attack.recorded)
             for delta in steps:
                 assert torch.isfinite(delta).all()
                 assert (x + delta).min() >= 0
