@@ -59,7 +59,8 @@ class Attack:
             in the authors' code.
         record: steps are yielded `after` each update (x^1 … x^T), `before` it (start … T − 1,
             the authors' code), or only the `last` one is (x^T).
-        clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without.
+        clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without, and what
+            they give cannot be stored as images.
     """
 
     norm: Norm
@@ -130,7 +131,10 @@ class Attack:
         draws: Draws,
         micro_batch: int = 256,
     ) -> tuple[Tensor, Tensor]:
-        """Step t ≥ 1 of the loop: the next δ and m from the last, all (B, C, H, W)."""
+        """Step t ≥ 1 of the loop: the next δ and m from the last, all (B, C, H, W).
+
+        An image whose gradient is not finite gets δ = NaN.
+        """
         terms = self.terms(delta, ids, step, draws)
         with self.backward(model) if self.backward else nullcontext():
             one_graph = self.backward is not None and self.backward.one_graph
@@ -142,6 +146,10 @@ class Attack:
         m = self.accumulate(m, g, step)
         moved = self.norm.project(delta + self.norm.step(m))
         moved = clip(x, moved) if self.clip else moved
+        # sign(NaN) = 0 and g / ∞ = 0 would pass for an attack that stands still; where, unlike an
+        # `if`, does not wait for the device
+        finite = g.abs().sum(dim=(1, 2, 3), keepdim=True).isfinite()
+        moved = torch.where(finite, moved, torch.nan)
         return moved if self.stop is None else self.stop(delta, moved), m
 
 
@@ -157,7 +165,7 @@ def perturbations(
 ) -> Iterator[Tensor]:
     """The perturbation of each recorded step, (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
 
-    An image whose gradient is ever not a finite number has δ = NaN from that step on.
+    An image whose gradient is not finite at some step has δ = NaN from then on.
 
     Args:
         model: from images in [0, 1] to logits, frozen and in eval mode.
