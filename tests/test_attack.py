@@ -1,6 +1,6 @@
 """The loop against closed forms, identities and a plain reading of Eq. 42."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
@@ -14,12 +14,15 @@ from irattack.attacks.norms import L2, Free, Linf, Norm
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import (
     GaussianKernel,
+    GaussianNoise,
     Interaction,
     LengthPenalty,
     Momentum,
     StopAtLength,
 )
 from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
+from irattack.errors import InputError
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
@@ -120,6 +123,20 @@ def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss
         objective = loss(smooth(x + d), label) - lam * mean  # type: ignore[operator]
         (expected,) = torch.autograd.grad(objective.sum(), d)
         torch.testing.assert_close(ours[i : i + 1], expected, rtol=1e-10, atol=1e-12)
+
+
+def test_the_whole_perturbation_shares_a_forward_pass(smooth: nn.Module, images: Tensor) -> None:
+    """Of ℓ and v(Λ), unless a backward rule asks for one graph a term; no probe is taken twice."""
+    seen: list[int] = []
+    smooth.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    attack, delta = Attack(NORMS[0], 1, interaction=ir(1.0, 3)), 0.1 * torch.randn_like(images)
+    y, terms = torch.zeros(9, dtype=torch.long), attack.terms(delta, names(9), 1, Draws(0))
+    together = gradient(smooth, images, delta, y, terms, micro_batch=64)
+    assert seen == [9, 27, 27]
+    seen.clear()
+    apart = gradient(smooth, images, delta, y, terms, micro_batch=64, one_graph=True)
+    assert seen == [1] * 2 * 9 + [3] * 2 * 9
+    torch.testing.assert_close(apart, together)
 
 
 def test_interaction_gradient_is_skipped_where_delta_is_zero(
@@ -285,6 +302,22 @@ def test_which_steps_are_recorded(
     found = run(Attack(NORMS[0], 4, record=record), smooth, images)
     assert torch.equal(found, torch.stack(every[first : first + len(found)]))
     assert len(found) == (1 if record == "last" else 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Attack(NORMS[0], 1, record="befor"), "record"),
+        (lambda: Attack(NORMS[0], 1, start="rand"), "start"),
+        (lambda: Momentum(rule="revisd"), "rule"),
+        (lambda: GaussianNoise(1, 0.1, "means"), "reduction"),
+        (lambda: SkipGradient(rule="author"), "rule"),
+        (lambda: Interaction(lam=1, samples=1, cells=1, grid=4, border="share"), "border"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=.*did you mean"):
+        make()
 
 
 def test_every_step_is_yielded(smooth: nn.Module, images: Tensor) -> None:

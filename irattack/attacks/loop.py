@@ -34,6 +34,9 @@ from irattack.attacks.pieces import (
 )
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
+from irattack.errors import one_of
+
+STARTS = ("auto", "random", "zero", "noise")
 
 
 @dataclass(frozen=True)
@@ -79,6 +82,10 @@ class Attack:
     start: str = "auto"
     record: str = "after"
     clip: bool = True
+
+    def __post_init__(self) -> None:
+        one_of("start", self.start, STARTS)
+        one_of("record", self.record, ("after", "before", "last"))
 
     @property
     def recorded(self) -> range:
