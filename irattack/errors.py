@@ -8,6 +8,13 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is the sentence that the user reads."""
 
 
+def one_of(what: str, given: object, allowed: Iterable[str]) -> None:
+    """Raises InputError unless `given` is one of the allowed names."""
+    names = list(allowed)
+    if given not in names:
+        raise unknown(what, given, names)
+
+
 def unknown(what: str, given: object, allowed: Iterable[str], cure: str = "") -> InputError:
     """The error for a name outside `allowed`, with the nearest valid names first."""
     names = list(allowed)

@@ -1,18 +1,28 @@
 """The loop against closed forms, identities and a plain reading of Eq. 42."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import cross_entropy, margin, margin_loss, strongest_rival
-from irattack.attacks.norms import L2, Linf, Norm
+from irattack.attacks.norms import L2, Free, Linf, Norm
 from irattack.attacks.objective import gradient, to_pixels
-from irattack.attacks.pieces import Interaction, Momentum
+from irattack.attacks.pieces import (
+    GaussianKernel,
+    GaussianNoise,
+    Interaction,
+    LengthPenalty,
+    Momentum,
+    StopAtLength,
+)
 from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
+from irattack.errors import InputError
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
@@ -115,6 +125,20 @@ def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss
         torch.testing.assert_close(ours[i : i + 1], expected, rtol=1e-10, atol=1e-12)
 
 
+def test_the_whole_perturbation_shares_a_forward_pass(smooth: nn.Module, images: Tensor) -> None:
+    """Of ℓ and v(Λ), unless a backward rule asks for one graph a term; no probe is taken twice."""
+    seen: list[int] = []
+    smooth.register_forward_pre_hook(lambda module, inputs: seen.append(len(inputs[0])))
+    attack, delta = Attack(NORMS[0], 1, interaction=ir(1.0, 3)), 0.1 * torch.randn_like(images)
+    y, terms = torch.zeros(9, dtype=torch.long), attack.terms(delta, names(9), 1, Draws(0))
+    together = gradient(smooth, images, delta, y, terms, micro_batch=64)
+    assert seen == [9, 27, 27]
+    seen.clear()
+    apart = gradient(smooth, images, delta, y, terms, micro_batch=64, one_graph=True)
+    assert seen == [1] * 2 * 9 + [3] * 2 * 9
+    torch.testing.assert_close(apart, together)
+
+
 def test_interaction_gradient_is_skipped_where_delta_is_zero(
     smooth: nn.Module, images: Tensor
 ) -> None:
@@ -210,6 +234,90 @@ def test_zero_gradient_gives_no_nan(norm: Norm, images: Tensor) -> None:
     )
     out = run(attack, Constant(), images)
     assert out.eq(0).all()
+
+
+@pytest.mark.parametrize("norm", NORMS)
+def test_a_step_projects_onto_the_ball_before_it_clips(norm: Norm, linear: nn.Module) -> None:
+    """Π_ε first: after it, clipping shortens δ; the other way round it would be lengthened to ε."""
+    x = torch.tensor([0.0, 0.5, 1.0]).double().repeat(2, 64).view(2, 3, 8, 8)
+    start = 0.3 * torch.randn(2, 3, 8, 8, dtype=torch.float64)
+    start = (x + start).clamp(0, 1) - x
+    y, weight = labels(linear, x), linear.weight
+    (delta,) = perturbations(
+        Attack(norm, 1, loss=margin_loss), linear, x, y, names(2), Draws(0), start=start
+    )
+    for i in range(2):
+        rival = strongest_rival(linear(x + start), y)[i]
+        g = (weight[rival] - weight[y[i]]).view(1, 3, 8, 8)  # type: ignore[index]
+        moved = norm.project(start[i : i + 1] + norm.step(g))
+        torch.testing.assert_close(delta[i], ((x[i] + moved).clamp(0, 1) - x[i])[0])
+
+
+class Rooted(nn.Module):
+    """Adds to a network the root of the first pixel, whose slope at 0 is infinite, or 0 · ∞."""
+
+    def __init__(self, net: nn.Module, slope: str):
+        super().__init__()
+        self.net, self.slope = net, slope
+
+    def forward(self, x: Tensor) -> Tensor:
+        pixel = x[:, 0, 0, :1]
+        root = pixel.sqrt() * (pixel if self.slope == "nan" else 1)
+        return self.net(x) + F.pad(root, (1, 3))
+
+
+@pytest.mark.parametrize("slope", ["inf", "nan"])
+@pytest.mark.parametrize("norm", [NORMS[0], L2(16 / 255, 1.0), Free(0.1)])
+@pytest.mark.parametrize(
+    "pieces",
+    [
+        {},
+        {"accumulate": Momentum(1.0)},
+        {"accumulate": Momentum(rule="revised")},
+        {"smooth": GaussianKernel(3)},
+        {"interaction": ir(1.0, 2)},
+        {"penalty": LengthPenalty(0.1, 2), "stop": StopAtLength(0.5)},
+    ],
+)
+def test_a_gradient_that_is_not_finite_makes_its_image_not_a_number(
+    pieces: dict, norm: Norm, slope: str, smooth: nn.Module, images: Tensor
+) -> None:
+    images[:, 0, 0, 0], images[1, 0, 0, 0] = 0.5, 0.0
+    attack, model = Attack(norm, 3, start="zero", **pieces), Rooted(smooth, slope)
+    found, others = run(attack, model, images), [0, *range(2, 9)]
+    assert found[:, 1].isnan().all()
+    assert norm.round(255 * found[-1])[1].isnan().all()
+    x, ids = images[others], [names(9)[i] for i in others]
+    expected = perturbations(attack, model, x, labels(model, x), ids, Draws(0))
+    torch.testing.assert_close(found[:, others], torch.stack(list(expected)))
+
+
+@pytest.mark.parametrize(("record", "first"), [("after", 1), ("before", 0), ("last", 4)])
+def test_which_steps_are_recorded(
+    record: str, first: int, smooth: nn.Module, images: Tensor
+) -> None:
+    """δ_1 … δ_T, δ_0 … δ_{T−1}, or δ_T, of the same δ_0 … δ_T."""
+    every = [*run(Attack(NORMS[0], 1, record="before"), smooth, images)]
+    every += run(Attack(NORMS[0], 4), smooth, images)
+    found = run(Attack(NORMS[0], 4, record=record), smooth, images)
+    assert torch.equal(found, torch.stack(every[first : first + len(found)]))
+    assert len(found) == (1 if record == "last" else 4)
+
+
+@pytest.mark.parametrize(
+    ("make", "name"),
+    [
+        (lambda: Attack(NORMS[0], 1, record="befor"), "record"),
+        (lambda: Attack(NORMS[0], 1, start="rand"), "start"),
+        (lambda: Momentum(rule="revisd"), "rule"),
+        (lambda: GaussianNoise(1, 0.1, "means"), "reduction"),
+        (lambda: SkipGradient(rule="author"), "rule"),
+        (lambda: Interaction(lam=1, samples=1, cells=1, grid=4, border="share"), "border"),
+    ],
+)
+def test_a_name_that_is_not_known_is_refused(make: Callable[[], object], name: str) -> None:
+    with pytest.raises(InputError, match=f"{name}=.*did you mean"):
+        make()
 
 
 def test_every_step_is_yielded(smooth: nn.Module, images: Tensor) -> None:

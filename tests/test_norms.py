@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from irattack.attacks.norms import L2, Linf, Norm
+from irattack.attacks.norms import L2, Free, Linf, Norm, l2_length
 
 
 def plain_projection(delta: torch.Tensor, norm: Norm) -> torch.Tensor:
@@ -65,9 +65,27 @@ def test_rounding_stays_inside_ball_and_box(eps: float, kind: type[Linf] | type[
         assert lengths.min() > 0.9 * 255 * delta.flatten(1).norm(dim=1).min()
 
 
-@pytest.mark.parametrize("norm", [Linf(0.05, 0.01), L2(0.05, 1.0)])
-def test_start_is_inside_the_ball(norm: Norm) -> None:
-    x, u = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)
-    start = norm.start(x, u)
-    torch.testing.assert_close(norm.project(start), start)
-    assert start.abs().max() > 0.02
+@pytest.mark.parametrize("norm", [Linf(0.05, 0.01), L2(0.05, 1.0), Free(0.1)])
+@pytest.mark.parametrize("method", ["project", "round"])
+def test_what_is_not_a_number_stays_so(norm: Norm, method: str) -> None:
+    """In its own image, at least where it is; the other images do not notice."""
+    image = {"project": 0.2, "round": 20.0}[method] * torch.randn(3, 3, 8, 8)
+    expected = getattr(norm, method)(image)
+    image[1, 2, 3, 4] = torch.nan
+    found = getattr(norm, method)(image)
+    assert found[1, 2, 3, 4].isnan()
+    assert torch.equal(found[[0, 2]], expected[[0, 2]])
+
+
+def test_linf_starts_uniformly_in_the_whole_ball() -> None:
+    u = torch.tensor([0.0, 0.25, 0.5, 1.0]).view(1, 1, 2, 2)
+    start = Linf(0.08, 0.01).start(torch.full_like(u, 0.5), u)
+    torch.testing.assert_close(start.flatten(), torch.tensor([-0.08, -0.04, 0.0, 0.08]))
+
+
+def test_l2_starts_at_a_uniform_image_put_into_the_ball() -> None:
+    x, u = torch.rand(2, 3, 8, 8), torch.rand(2, 3, 8, 8)
+    torch.testing.assert_close(L2(1.0, 1.0).start(x, u), u - x)
+    start = L2(0.01, 1.0).start(x, u)
+    torch.testing.assert_close(x + start / l2_length(start) * l2_length(u - x), u)
+    torch.testing.assert_close(l2_length(start).flatten(), torch.full((2,), 0.01 * 192**0.5))

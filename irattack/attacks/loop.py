@@ -15,6 +15,7 @@ For step t and each image, with the paper's symbols:
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
+from itertools import count, islice
 
 import torch
 from torch import Tensor, nn
@@ -33,6 +34,9 @@ from irattack.attacks.pieces import (
 )
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
+from irattack.errors import one_of
+
+STARTS = ("auto", "random", "zero", "noise")
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ class Attack:
             in the authors' code.
         record: steps are yielded `after` each update (x^1 … x^T), `before` it (start … T − 1,
             the authors' code), or only the `last` one is (x^T).
-        clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without.
+        clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without, and what
+            they give cannot be stored as images.
     """
 
     norm: Norm
@@ -78,10 +83,17 @@ class Attack:
     record: str = "after"
     clip: bool = True
 
+    def __post_init__(self) -> None:
+        one_of("start", self.start, STARTS)
+        one_of("record", self.record, ("after", "before", "last"))
+
     @property
-    def recorded(self) -> int:
-        """How many steps are yielded."""
-        return 1 if self.record == "last" else self.steps
+    def recorded(self) -> range:
+        """The t of each δ_t that is yielded."""
+        last = self.steps
+        return {"after": range(1, last + 1), "before": range(last), "last": range(last, last + 1)}[
+            self.record
+        ]
 
     def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
         """δ_0, (B, C, H, W)."""
@@ -114,6 +126,39 @@ class Attack:
             random = draws.uniform(ids, step, "transform", (copies, 4)).to(delta.device)
         return Term(self.loss, weight, noise=noise, transform=self.transform, draws=random)
 
+    def update(
+        self,
+        model: nn.Module,
+        x: Tensor,
+        y: Tensor,
+        delta: Tensor,
+        m: Tensor,
+        ids: Sequence[str],
+        step: int,
+        draws: Draws,
+        micro_batch: int = 256,
+    ) -> tuple[Tensor, Tensor]:
+        """Step t ≥ 1 of the loop: the next δ and m from the last, all (B, C, H, W).
+
+        An image whose gradient is not finite gets δ = NaN.
+        """
+        terms = self.terms(delta, ids, step, draws)
+        with self.backward(model) if self.backward else nullcontext():
+            one_graph = self.backward is not None and self.backward.one_graph
+            g = gradient(model, x, delta, y, terms, micro_batch, one_graph)
+        if self.penalty is not None:
+            g = g - self.penalty.gradient(delta)
+        if self.smooth is not None:
+            g = self.smooth(g)
+        m = self.accumulate(m, g, step)
+        moved = self.norm.project(delta + self.norm.step(m))
+        moved = clip(x, moved) if self.clip else moved
+        # sign(NaN) = 0 and g / ∞ = 0 would pass for an attack that stands still; where, unlike an
+        # `if`, does not wait for the device
+        finite = g.abs().sum(dim=(1, 2, 3), keepdim=True).isfinite()
+        moved = torch.where(finite, moved, torch.nan)
+        return moved if self.stop is None else self.stop(delta, moved), m
+
 
 def perturbations(
     attack: Attack,
@@ -125,7 +170,9 @@ def perturbations(
     micro_batch: int = 256,
     start: Tensor | None = None,
 ) -> Iterator[Tensor]:
-    """Yields the perturbation of each step, (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
+    """The perturbation of each recorded step, (B, C, H, W) with ‖δ‖ ≤ ε and x + δ in [0, 1].
+
+    An image whose gradient is not finite at some step has δ = NaN from then on.
 
     Args:
         model: from images in [0, 1] to logits, frozen and in eval mode.
@@ -135,26 +182,16 @@ def perturbations(
         micro_batch: probes evaluated at once.
         start: δ_0, instead of the attack's own.
     """
-    delta = attack.first(x, ids, draws) if start is None else start
-    delta = clip(x, delta) if attack.clip else delta
-    m = torch.zeros_like(x)
-    for step in range(1, attack.steps + 1):
-        terms = attack.terms(delta, ids, step, draws)
-        with attack.backward(model) if attack.backward else nullcontext():
-            one_graph = attack.backward is not None and attack.backward.one_graph
-            g = gradient(model, x, delta, y, terms, micro_batch, one_graph)
-        if attack.penalty is not None:
-            g = g - attack.penalty.gradient(delta)
-        if attack.smooth is not None:
-            g = attack.smooth(g)
-        m = attack.accumulate(m, g, step)
-        if attack.record == "before":
+
+    def trajectory() -> Iterator[Tensor]:  # δ_0, δ_1, …
+        delta = attack.first(x, ids, draws) if start is None else start
+        delta = clip(x, delta) if attack.clip else delta
+        m = torch.zeros_like(x)
+        for step in count(1):
             yield delta
-        moved = attack.norm.project(delta + attack.norm.step(m))
-        moved = clip(x, moved) if attack.clip else moved
-        delta = moved if attack.stop is None else attack.stop(delta, moved)
-        if attack.record == "after" or (attack.record == "last" and step == attack.steps):
-            yield delta
+            delta, m = attack.update(model, x, y, delta, m, ids, step, draws, micro_batch)
+
+    return islice(trajectory(), attack.recorded.start, attack.recorded.stop)
 
 
 def clip(x: Tensor, delta: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irattack.errors import unknown
+from irattack.errors import one_of
 
 
 def strongest_rival(logits: Tensor, y: Tensor) -> Tensor:
@@ -38,6 +38,5 @@ LOSSES = {"ce": cross_entropy, "margin": margin_loss}
 
 def by_name(name: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
     """The classification loss that `loss=` names: ce or margin."""
-    if name not in LOSSES:
-        raise unknown("loss", name, LOSSES)
+    one_of("loss", name, LOSSES)
     return LOSSES[name]

@@ -12,7 +12,10 @@ IMAGENET_SIZE = 3 * 224 * 224  # the n at which the authors state their L2 step 
 
 
 class Norm(Protocol):
-    """A ball around the clean image. Tensors are (B, C, H, W), in units of [0, 1] images."""
+    """A ball around the clean image. Tensors are (B, C, H, W), in units of [0, 1] images.
+
+    Projecting and rounding leave NaN as it is, so that it cannot pass for a perturbation.
+    """
 
     def start(self, x: Tensor, uniform: Tensor) -> Tensor:
         """A random perturbation inside the ball, from `uniform` in [0, 1) shaped like x."""

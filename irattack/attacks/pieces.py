@@ -1,4 +1,4 @@
-"""The pieces that attacks are made of. A piece fills one slot of the loop in attack.py.
+"""The pieces that attacks are made of. A piece fills one slot of the loop in loop.py.
 
 slot          piece            gives
 interaction   Interaction      IR    (Section 5, Eq. 42)
@@ -23,6 +23,7 @@ from irattack.attacks.losses import margin
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
 from irattack.attacks.randomness import Draws
+from irattack.errors import one_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +44,9 @@ class RandomCells:
     grid: int
     replacement: bool = False
     border: str = "shared"
+
+    def __post_init__(self) -> None:
+        one_of("border", self.border, ("shared", "uncovered"))
 
     def both(
         self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
@@ -107,6 +111,9 @@ class GaussianNoise:
     samples: int
     sigma: float
     reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        one_of("reduction", self.reduction, ("mean", "sum"))
 
     def noise(self, x: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Tensor:
         """ξ, (B, M, C, H, W)."""
@@ -179,6 +186,9 @@ class Momentum:
 
     mu: float = 0.0
     rule: str = "original"
+
+    def __post_init__(self) -> None:
+        one_of("rule", self.rule, ("original", "revised", "none"))
 
     def __call__(self, m: Tensor, g: Tensor, step: int) -> Tensor:
         """The next m, from the last m and the gradient g of step t ≥ 1, all (B, C, H, W)."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from irattack.errors import InputError
+from irattack.errors import InputError, one_of
 from irattack.models.network import Ensemble
 
 
@@ -56,6 +56,9 @@ class SkipGradient:
     gamma: float | None = None
     rule: str = "exact"
     facts: dict | None = None
+
+    def __post_init__(self) -> None:
+        one_of("rule", self.rule, ("exact", "authors"))
 
     @property
     def one_graph(self) -> bool:
