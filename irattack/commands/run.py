@@ -12,7 +12,7 @@ from irattack.commands.launch import failures, in_worker
 from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.job import ensure, jobs_of
+from irattack.pipeline.job import do, jobs_of
 from irattack.pipeline.results import Results, rows
 
 log = logging.getLogger(__name__)
@@ -47,11 +47,10 @@ def measure(cfg: DictConfig) -> None:
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
     for one in jobs_of(cell):
-        if not one.missing():
-            continue
-        if in_worker():
+        missing = one.missing()
+        if missing and in_worker():
             log.info("%s: %s.", cell.title, one.kind)
-        if waiting := ensure(one):
+        if waiting := do(one, missing):
             print(
                 f"{cell.label}: shard={cfg.shard} of the {one.kind} is done, "
                 f"{len(waiting)} shards of others are not."

@@ -119,7 +119,7 @@ class Choice(Job):
         """Nothing is missing of images that are listed, by the user or by an earlier choice."""
         return [] if entries(self.cell) else [self.kind]
 
-    def make(self) -> list[str]:
+    def make(self, missing: list[str]) -> list[str]:
         """Writes the manifest; of several processes, the first to finish decides."""
         from irattack.pipeline.worker import choose, made_with
 

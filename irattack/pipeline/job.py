@@ -44,8 +44,8 @@ class Job(ABC):
         """The artifact of this name."""
 
     @abstractmethod
-    def make(self) -> list[str]:
-        """Makes what is missing; returns the shards that other shares (`shard=i/n`) have to do."""
+    def make(self, missing: list[str]) -> list[str]:
+        """Makes the artifacts of these names; returns what is left to other shares (`shard=i/n`)."""
 
     @property
     @abstractmethod
@@ -78,8 +78,16 @@ def ensure(job: Job) -> list[str]:
     Returns:
         The shards that other shares (`shard=i/n`) have still to do; none if the job is done.
     """
-    if not job.missing():
+    return do(job, job.missing())
+
+
+def do(job: Job, missing: list[str]) -> list[str]:
+    """`ensure`, where it is known what is missing."""
+    if not missing:
         return []
-    for need in job.needs:
-        ensure(need)
-    return job.make() if job.missing() else []
+    needs = [(need, need.missing()) for need in job.needs]
+    for need, absent in needs:
+        do(need, absent)
+    if any(absent for _, absent in needs):  # which may be among the facts of this job
+        missing = job.missing()
+    return job.make(missing) if missing else []

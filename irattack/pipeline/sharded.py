@@ -97,16 +97,16 @@ class ByShards(Job):
         found = (path.parent / "parts").glob(f"[0-9]*-{file_name(path.stem)}.*")
         return sorted(found)
 
-    def make(self) -> list[str]:
+    def make(self, missing: list[str]) -> list[str]:
         """The parts of this run's share of the shards; then the whole, if no part is missing."""
         from irattack.pipeline.worker import Worker
 
         images = images_of(self.cell).take(range(self.images))
-        names, worker = self.missing(), Worker(self.cell)
+        worker = Worker(self.cell)
         shards = self.cell.share(images)
         with worker.progress(f"{self.cell.title} {self.kind}", len(shards) * self.ticks) as bar:
             for shard in shards:
-                todo = [name for name in names if self.part(name, shard).card() is None]
+                todo = [name for name in missing if self.part(name, shard).card() is None]
                 if not todo:
                     continue
                 found, says = worker.retry(
@@ -115,7 +115,7 @@ class ByShards(Job):
                 for name in todo:
                     self._keep(self.part(name, shard), name, found[name], says)
         waiting: dict[str, None] = {}
-        for name in names:
+        for name in missing:
             left = self._merge(name, images)
             if left and self.artifact(name).card() is None:  # else another process has merged them
                 waiting |= dict.fromkeys(left)
@@ -139,8 +139,8 @@ class ByShards(Job):
 
         parts = {f"{shard.index:04}": self.part(name, shard) for shard in self.cell.shards(images)}
         cards = {shard: part.card() for shard, part in parts.items()}
-        if missing := [shard for shard, card in cards.items() if card is None]:
-            return missing
+        if absent := [shard for shard, card in cards.items() if card is None]:
+            return absent
         try:
             found = [part.arrays() for part in parts.values()]
         except FileNotFoundError:  # another process has merged them

@@ -75,12 +75,12 @@ class LastStep(Job):
         last = self.cell.recorded - 1
         return [name for name, card in cards.items() if card is None or last not in card.kept]
 
-    def make(self) -> list[str]:
+    def make(self, missing: list[str]) -> list[str]:
         """Attacks shard by shard."""
         from irattack.pipeline.worker import Worker
 
         cell, worker = self.cell, Worker(self.cell)
-        shards = [cell.shards(images_of(cell))[int(name)] for name in self.missing()]
+        shards = [cell.shards(worker.images)[int(name)] for name in missing]
         keep = sorted({*cell.kept, cell.recorded - 1})
         with worker.progress(cell.title, len(shards) * cell.recorded) as bar:
             for shard in shards:

@@ -18,6 +18,10 @@ COLUMNS = [
     *("crossfit_percent", "crossfit_ci_low", "crossfit_ci_high", "last_step_percent"),
     *("optimistic_best_step_percent", "clean_error_percent"),
 ]
+GAIN = [
+    *("attack", "over", "source", "norm", "target", "n", "gain", "ci_low", "ci_high"),
+    *("crossfit_gain", "crossfit_ci_low", "crossfit_ci_high", "paper_gain"),
+]
 NOTABLE = 3  # points of a target's error on clean images
 
 
@@ -52,13 +56,13 @@ def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | No
                 where = {"attack": ours, "over": baseline, "source": source, "norm": norm}
                 found = statistics.gains(*margins) | {"paper_gain": first - second}
                 records.append(where | {"target": target, "n": margins[0].shape[1]} | found)
-    return pd.DataFrame(records)
+    return pd.DataFrame(records, columns=GAIN)
 
 
 def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
     """One norm's half of a table, laid out as in the paper: a line a source and method."""
     results = results[results.norm == norm]
-    gain = gain[gain.norm == norm] if len(gain) else gain
+    gain = gain[gain.norm == norm]
     targets = list(dict.fromkeys(results.target))
     lines: list[list[str]] = []
 
@@ -78,7 +82,7 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
             printed = {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()}
             line(f"{method_name(str(attack))}, paper", printed)
         gains_of = gain[gain.source == source].groupby(["attack", "over"], sort=False)
-        for (ours, over), group in gains_of if len(gain) else []:
+        for (ours, over), group in gains_of:
             found = {
                 row.target: f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
                 for row in group.itertuples()
