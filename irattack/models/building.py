@@ -53,7 +53,7 @@ def _untrained(facts: dict[str, Any]) -> Network:
         return _network(published.body(facts, None), facts)
     classes, offset = facts["classes"], facts.get("offset", 0)
     network = _network(_made(facts["factory"], classes), facts)
-    if offset and _logits(network.eval()).shape[1] == classes - offset:
+    if offset and _logits(network.eval()).shape[1] == max(classes - offset, 0):
         # a function of the number of logits, which does not count a background class by itself
         network = _network(_made(facts["factory"], classes + offset), facts)
     return network
@@ -150,7 +150,9 @@ def tried(network: Network, classes: int) -> None:
         cure = f"say `classes: {found}` in its yaml if the images' labels are among so many"
         if more > 0:
             front = "the background class" if more == 1 else f"{more} that are not classes"
-            cure = f"add `offset: {offset + more}` to its yaml if they begin with {front}, or {cure}"
+            cure = (
+                f"add `offset: {offset + more}` to its yaml if they begin with {front}, or {cure}"
+            )
         raise InputError(
             f"its network gives {found} logits{beside} where `classes: {classes}` are expected; "
             f"{cure}."

@@ -32,7 +32,7 @@ def read_weights(path: Path, own: Iterable[str] = ()) -> dict[str, Tensor]:
 
     Args:
         path: a .safetensors, or what torch.save wrote: a state dict, or a checkpoint with one.
-        own: the names of the network's tensors; a prefix that they have is no wrapper's.
+        own: the names of the network's tensors, where they are known; may begin like a wrapper's.
 
     Raises:
         InputError: the file is damaged, or holds no state dict.
@@ -66,12 +66,13 @@ def read_weights(path: Path, own: Iterable[str] = ()) -> dict[str, Tensor]:
             f"{path}: holds something else than named tensors{keys}; expected a state dict, by "
             f"itself or as one of {', '.join(NESTED)}."
         )
-    return _unwrapped(dict(state), list(own))
+    return _unwrapped(dict(state), set(own))
 
 
 def _is_state(value: Any) -> bool:
-    named = isinstance(value, Mapping) and bool(value)
-    return named and all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
+    if not isinstance(value, Mapping) or not value.keys() - {"n_averaged"}:
+        return False
+    return all(isinstance(k, str) and isinstance(v, Tensor) for k, v in value.items())
 
 
 def _innermost(path: Path, saved: Any) -> Any:
@@ -85,13 +86,12 @@ def _innermost(path: Path, saved: Any) -> Any:
     return saved
 
 
-def _unwrapped(state: dict[str, Tensor], own: list[str]) -> dict[str, Tensor]:
-    counted = {name: value for name, value in state.items() if name != "n_averaged"}
+def _unwrapped(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
+    """Without the prefixes that all names have and the network's own have not."""
+    named = {name: value for name, value in state.items() if name != "n_averaged"}
     for prefix in PREFIXES:
-        if counted and all(name.startswith(prefix) for name in counted):
-            if any(name.startswith(prefix) for name in own):
-                return state
-            return _unwrapped({n.removeprefix(prefix): v for n, v in counted.items()}, own)
+        if all(name.startswith(prefix) for name in named) and not own & named.keys():
+            return _unwrapped({n.removeprefix(prefix): v for n, v in named.items()}, own)
     return state
 
 

@@ -138,8 +138,7 @@ def check_finite(name: str, values: np.ndarray | Tensor, ids: Sequence[str]) -> 
         values: of logits, margins or a gradient, whose last axis is that of the images (…, b).
         ids: the names of the b images.
     """
-    finite = np.isfinite(values if isinstance(values, np.ndarray) else values.detach().cpu())
-    bad = np.flatnonzero(~np.asarray(finite).reshape(-1, len(ids)).all(axis=0))
+    bad = (~torch.as_tensor(values).isfinite()).view(-1, len(ids)).any(dim=0).nonzero().flatten()
     if len(bad):
         some = ", ".join(ids[i] for i in bad[:3])
         raise InputError(

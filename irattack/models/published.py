@@ -82,7 +82,7 @@ def completed(where: str, card: dict[str, Any]) -> dict[str, Any]:
         said = card.get(fact, found[fact])
         if any(abs(ours - theirs) > NEAR for ours, theirs in zip(said, found[fact], strict=True)):
             raise InputError(
-                f"{where}: {fact}={said}, but the published weights of {card.get('timm') or card['torchvision']} need "
+                f"{where}: {fact}={said}, but the published weights that it names need "
                 f"{found[fact]}; leave {fact} out, or name your own `weights:`."
             )
     return found | card | {"timm": found["timm"]} if "timm" in card else found | card

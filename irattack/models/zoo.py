@@ -72,7 +72,7 @@ def _card(benchmark: str, name: str, what: str) -> dict[str, Any]:
 
 
 def _plain(cfg: Any) -> dict[str, Any]:
-    found = OmegaConf.to_container(cfg, resolve=True) if OmegaConf.is_config(cfg) else cfg
+    found: Any = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
     return {str(key): value for key, value in found.items()}
 
 
