@@ -92,7 +92,9 @@ def test_a_contradiction_is_a_sentence(
 
 def test_rounded_means_and_another_size_are_no_contradiction(card: Callable[..., str]) -> None:
     mean = [123.675 / 255, 116.28 / 255, 103.53 / 255]
-    found = zoo.card("imagenet", card("imagenet", timm="resnet18", mean=mean, size=160))
+    found = zoo.card(
+        "imagenet", card("imagenet", timm="resnet18", mean=mean, std=IMAGENET["std"], size=160)
+    )
     assert (found["mean"], found["std"], found["size"]) == (mean, IMAGENET["std"], 160)
     assert found["timm"] == "resnet18.a1_in1k"
     assert zoo.identity("imagenet", "mine", pretrained=False)["size"] == 160

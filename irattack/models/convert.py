@@ -22,8 +22,9 @@ import torch
 
 from irattack.commands.cli import one_sentence
 from irattack.errors import InputError
+from irattack.hashing import sha256
 from irattack.models.slim import inception_v3
-from irattack.pipeline.store import sha256, write_arrays
+from irattack.pipeline.store import write_arrays
 
 Entries = list[tuple[str, np.ndarray]]
 PREFIX = r"(?:Ens[34]AdvInceptionV3/){1,2}"
