@@ -19,7 +19,7 @@ from torch import Tensor
 
 from irattack.data import photos
 from irattack.hashing import sha256
-from irattack.models import Network
+from irattack.models.network import Network
 from irattack.models.zoo import CONF, build
 
 log = logging.getLogger(__name__)

@@ -1,8 +1,14 @@
 """Small networks and images that every test shares."""
 
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
+
+from irattack.models import zoo
 
 
 class Linear(nn.Module):
@@ -59,3 +65,21 @@ def images() -> Tensor:
     """Nine 8-bit images (9, 3, 16, 16) in float64."""
     generator = torch.Generator().manual_seed(1)
     return torch.randint(0, 256, (9, 3, 16, 16), generator=generator).double() / 255
+
+
+@pytest.fixture
+def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Writes the yaml of a model of a benchmark, in a conf/ of its own; returns its name."""
+    (tmp_path / "conf/benchmark").mkdir(parents=True)
+    for path in (zoo.CONF / "benchmark").glob("*.yaml"):
+        (tmp_path / "conf/benchmark" / path.name).write_text(path.read_text())
+    monkeypatch.setattr(zoo, "CONF", tmp_path / "conf")
+    monkeypatch.setattr(zoo, "_card", zoo._card.__wrapped__)  # it would remember the real ones
+
+    def write(benchmark: str, **facts: Any) -> str:
+        path = tmp_path / "conf/model" / benchmark / "mine.yaml"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("\n".join(f"{fact}: {value}" for fact, value in facts.items()))
+        return "mine"
+
+    return write

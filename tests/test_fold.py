@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from irattack.attacks.skip import SkipGradient, named
 from irattack.models import zoo
 from irattack.models.fold import fold
-from irattack.models.network import Network, in_bfloat16, networks, resized
+from irattack.models.network import Network, in_bfloat16, networks
 
 PHOTOS = zoo.names("photos")
 
@@ -85,9 +85,3 @@ def test_bfloat16_is_near_and_logits_stay_float32() -> None:
     assert 0 < (logits - model(x)).abs().max() < 0.3
     assert gradient(reduced, x).dtype == torch.float32
     assert all(part.reduced for part in networks(reduced))
-
-
-def test_images_of_the_right_size_are_not_resized() -> None:
-    x = torch.rand(2, 3, 32, 32)
-    assert resized(x, 32) is x
-    assert resized(x, 48).shape == (2, 3, 48, 48)

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -16,7 +17,7 @@ from irattack.conf import CONF
 from irattack.data import photos
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
-from irattack.models import zoo
+from irattack.models import network, zoo
 from irattack.pipeline import files, worker
 from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import Artifact, to_bytes
@@ -238,16 +239,18 @@ def test_images_are_resized_once_for_all_targets_of_a_size(
 ) -> None:
     """Margins do not depend on which targets are measured together."""
     calls = []
-    real = worker.resized
+    real = network.resized
 
-    def counted(x: torch.Tensor, size: int) -> torch.Tensor:
-        calls.append(size)
-        return real(x, size)
+    def counted(x: torch.Tensor, *how: Any) -> torch.Tensor:
+        if len(x) == 8 and not torch.is_grad_enabled():  # all images, outside the attack
+            calls.append(how)
+        return real(x, *how)
 
-    monkeypatch.setattr(worker, "resized", counted)
+    monkeypatch.setattr(network, "resized", counted)
     both = cell(tmp_path, "attack=mi", "source=alexnet", "targets=[resnet34,vgg16]", "images=8")
     ensure(Results(both))
-    assert calls == [32] * 4  # the clean images and three steps
+    once_each = 1 + 4  # for p_y of the source; for the clean images and three steps
+    assert calls == [(32, "bilinear")] * once_each
     alone = cell(tmp_path / "alone", "attack=mi", "source=alexnet", "images=8")
     ensure(Results(alone))
     found, expected = (arrays(c, "vgg16")["margins"] for c in (both, alone))

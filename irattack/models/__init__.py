@@ -1,5 +1,4 @@
-"""Models as the rest of irattack sees them: [0, 1] images in, logits out, frozen."""
+"""Models as the rest of irattack sees them: [0, 1] images in, logits out, frozen.
 
-from irattack.models.network import Ensemble, Network
-
-__all__ = ["Ensemble", "Network"]
+`zoo` names, describes and builds them; nothing in it waits for PyTorch before a network is built.
+"""

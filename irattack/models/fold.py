@@ -10,27 +10,29 @@ from timm.layers import BatchNormAct2d
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from irattack.models.network import Network, networks
+from irattack.models.network import TOLERANCE, Network, networks, sample
 
 log = logging.getLogger(__name__)
-
-TOLERANCE = 1e-4  # of the largest logit, between the folded and the original network
 
 
 def fold(model: nn.Module, keep_branches: bool = False) -> nn.Module:
     """Folds every network of a frozen model in eval mode, in place; returns the model.
 
-    A network stays as it is if its logits change by more than rounding.
+    A network stays as it is where that fails, or changes its logits by more than rounding.
 
     Args:
         keep_branches: leave alone what ends a residual branch, where SGM scales gradients.
     """
     for network in networks(model):
-        folded = _folded(network, keep_branches)
-        seeded = torch.Generator().manual_seed(0)
-        sample = torch.rand(1, 3, network.size, network.size, generator=seeded).to(network.mean)
+        image = sample(network)
         with torch.no_grad():
-            before, after = network(sample), folded(sample)
+            before = network(image)
+            try:
+                folded = _folded(network, keep_branches)
+                after = folded(image)
+            except Exception as error:  # in a network of one's own anything may depend on its parts
+                log.warning("Batch norm is not folded in this network: %s", error)
+                continue
         if (before - after).abs().max() <= TOLERANCE * before.abs().max():
             network.body = folded.body
         else:

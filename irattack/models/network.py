@@ -1,23 +1,68 @@
 """What makes any classifier an attackable model: its normalisation and input size are inside it."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from irattack.errors import InputError
+
+TOLERANCE = 1e-4  # of the largest logit: what rounding may change, and nothing else
+
+
+@dataclass(frozen=True)
+class Resize:
+    """How a network sees an image: resized to size / crop_pct px, of which the centre is kept.
+
+    Attributes:
+        size: side of what the network gets, in pixels.
+        interpolation: bilinear or bicubic, both with antialiasing.
+        crop_pct: the part of the side that the centre crop keeps, in (0, 1]; 1 keeps everything.
+    """
+
+    size: int
+    interpolation: str = "bilinear"
+    crop_pct: float = 1.0
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Images (B, 3, H, W) in [0, 1] to (B, 3, size, size) in [0, 1], differentiable."""
+        whole = int(self.size / self.crop_pct)
+        images = resized(images, whole, self.interpolation)
+        if whole == self.size:
+            return images
+        first = round((whole - self.size) / 2)
+        return images[..., first : first + self.size, first : first + self.size]
+
+
+def resized(images: Tensor, size: int, interpolation: str = "bilinear") -> Tensor:
+    """Images (B, 3, H, W) at size x size pixels; as they are if they have that size.
+
+    Bicubic values that overshoot [0, 1] are clipped, as in an image file.
+    """
+    if images.shape[-2:] == (size, size):
+        return images
+    found = F.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
+    return found.clamp(0, 1) if interpolation == "bicubic" else found
 
 
 class Network(nn.Module):
     """A classifier of images in [0, 1].
 
     Args:
-        body: maps normalised images (B, 3, size, size) to logits (B, classes).
+        body: maps normalised images (B, 3, size, size) to logits (B, offset + classes), or to
+            something that holds them (see `logits_of`).
         mean, std: per-channel constants of the normalisation, in units of [0, 1] images.
-        size: input side in pixels; images of another size are resized bilinearly.
+        size: input side in pixels; images of another size are resized.
         skip: what SGM needs to know of the skip connections; None if there are none.
+        interpolation, crop_pct: how they are resized, see `Resize`.
+        offset: how many logits stand before those of the classes, such as a background's.
 
     Attributes:
+        resize: what `forward` does first; for images that several networks see at one size.
         reduced: whether the body computes in bfloat16; images and logits stay as they are.
         memory_format: of the images that the body gets.
     """
@@ -32,11 +77,16 @@ class Network(nn.Module):
         std: Sequence[float],
         size: int,
         skip: dict[str, Any] | None = None,
+        interpolation: str = "bilinear",
+        crop_pct: float = 1.0,
+        offset: int = 0,
     ):
         super().__init__()
         self.body = body
         self.skip = skip
         self.size = size
+        self.resize = Resize(size, interpolation, crop_pct)
+        self.offset = offset
         self.reduced = False
         self.memory_format = torch.channels_last
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
@@ -44,18 +94,57 @@ class Network(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
-        normalised = (resized(images, self.size) - self.mean) / self.std
+        return self.classify(self.resize(images))
+
+    def classify(self, images: Tensor) -> Tensor:
+        """Logits (B, classes) of images (B, 3, size, size) in [0, 1] that `resize` made."""
+        normalised = (images - self.mean) / self.std
         normalised = normalised.contiguous(memory_format=self.memory_format)
-        if self.reduced:
-            return self.body(normalised.bfloat16()).to(images.dtype)
-        return self.body(normalised)
+        output = self.body(normalised.bfloat16() if self.reduced else normalised)
+        return logits_of(output)[:, self.offset :].to(images.dtype)
 
 
-def resized(images: Tensor, size: int) -> Tensor:
-    """Images (B, 3, H, W) at size x size pixels, bilinear; as they are if they have that size."""
-    if images.shape[-1] == size:
-        return images
-    return F.interpolate(images, size=(size, size), mode="bilinear", antialias=True)
+def logits_of(output: Any) -> Tensor:
+    """The logits in what a network returns: a tensor, or the one that a container holds.
+
+    That is `logits` of a dictionary or object, the only entry of a dictionary, or the first of a
+    tuple or list; of those inside one another, too.
+
+    Raises:
+        InputError: there is no such tensor.
+    """
+    found = output
+    while not isinstance(found, Tensor):
+        if isinstance(found, Mapping) and (len(found) == 1 or "logits" in found):
+            found = found.get("logits", next(iter(found.values())))
+        elif hasattr(found, "logits"):
+            found = found.logits
+        elif isinstance(found, tuple | list) and found:
+            found = found[0]
+        else:
+            holds = f" with {', '.join(map(str, found))}" if isinstance(found, Mapping) else ""
+            raise InputError(
+                f"its network returns a {type(found).__name__}{holds} in place of logits; expected "
+                "a tensor (B, classes), a tuple whose first is that, or one named `logits`."
+            )
+    return found
+
+
+def check_finite(name: str, values: np.ndarray | Tensor, ids: Sequence[str]) -> None:
+    """Raises InputError, with network and images named, if anything is NaN or infinite.
+
+    Args:
+        name: of the network that gave the values.
+        values: of logits, margins or a gradient, whose last axis is that of the images (…, b).
+        ids: the names of the b images.
+    """
+    bad = (~torch.as_tensor(values).isfinite()).reshape(-1, len(ids)).any(dim=0).nonzero().flatten()
+    if len(bad):
+        some = ", ".join(ids[i] for i in bad[:3])
+        raise InputError(
+            f"{name}: gives NaN or infinity on {len(bad)} of {len(ids)} images ({some}…), on which "
+            "nothing can be said; use precision=fp32 if it is not, or a network without overflow."
+        )
 
 
 class Ensemble(nn.Module):
@@ -73,6 +162,12 @@ class Ensemble(nn.Module):
 def networks(model: nn.Module) -> list[Network]:
     """The networks that a model consists of: itself, or the members of an ensemble."""
     return [module for module in model.modules() if isinstance(module, Network)]
+
+
+def sample(network: Network, count: int = 1) -> Tensor:
+    """Random images (count, 3, size, size) in [0, 1], always the same, on the network's device."""
+    seeded = torch.Generator().manual_seed(0)
+    return torch.rand(count, 3, network.size, network.size, generator=seeded).to(network.mean)
 
 
 def in_bfloat16(model: nn.Module) -> nn.Module:

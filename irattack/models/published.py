@@ -1,103 +1,137 @@
-"""Networks as timm and torchvision publish them: their facts, their weights' files, their bodies.
+"""Networks as timm and torchvision publish them: their facts, their bodies, their files."""
 
-Weights are read as safetensors, or by PyTorch's unpickler that admits tensors only.
-"""
-
-import pickle
 import re
-import warnings
-from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.error import URLError
 
 import timm
 import torch
 import torchvision
 from huggingface_hub import hf_hub_download
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from timm.models import get_pretrained_cfg, is_model
 from torch import Tensor, nn
 
 from irattack.errors import InputError
-from irattack.hashing import sha256
 
-SUFFIXES = (".safetensors", ".pth", ".pt", ".bin")
+NEAR = 1e-3  # a mean that is written with fewer digits is no other mean
 
 
 def known_to_timm(name: str) -> bool:
     """Whether timm has this model, with this tag if one is given, for ImageNet's 1000 classes."""
+    found = _timm(name)
+    return found is not None and found.num_classes == 1000
+
+
+def _timm(name: str) -> Any:
+    """What timm says of a model's weights; None if it knows no such model, or no such tag."""
     try:
-        facts = get_pretrained_cfg(name) if is_model(name) else None
+        return get_pretrained_cfg(name) if is_model(name) else None
     except RuntimeError:  # a tag that this architecture has not
-        return False
-    return facts is not None and facts.num_classes == 1000
+        return None
 
 
 def facts(card: dict[str, Any]) -> dict[str, Any]:
-    """Mean, standard deviation, input size and tag of the published weights that a card names."""
+    """Mean, std and input size of the published weights that a card names, and timm's full name.
+
+    Nothing where it names only an architecture of torchvision.
+
+    Raises:
+        InputError: no such network.
+    """
     if "torchvision" in card:
-        seen = torchvision.models.get_weight(card["torchvision"]).transforms()
-        size = seen.crop_size[0]
-        return {"mean": list(seen.mean), "std": list(seen.std), "size": size}
-    found = get_pretrained_cfg(card["timm"])
+        name = card["torchvision"]
+        if "_Weights" not in name and name in torchvision.models.list_models():
+            return {}
+        try:
+            seen = torchvision.models.get_weight(name).transforms()
+        except (ValueError, KeyError, AttributeError) as error:
+            raise _unknown("torchvision", name, "ResNet50_Weights.IMAGENET1K_V2") from error
+        return {"mean": list(seen.mean), "std": list(seen.std), "size": seen.crop_size[0]}
+    found = _timm(card["timm"])
+    if found is None:
+        raise _unknown("timm", card["timm"], "resnet50.tv_in1k")
     name = f"{found.architecture}.{found.tag}" if found.tag else found.architecture
     size = found.input_size[-1]
     return {"mean": list(found.mean), "std": list(found.std), "size": size, "timm": name}
 
 
-def body(card: dict[str, Any], state: dict[str, Tensor] | None) -> nn.Module:
-    """The network of a card, with a state dict as it was published, or untrained."""
-    if "torchvision" in card:
-        network = torchvision.models.get_model(card["torchvision"].split("_Weights")[0].lower())
-        if state is not None:
-            network.load_state_dict(state)
-        return network
-    if state is None:
-        return timm.create_model(card["timm"], pretrained=False)
-    overlay = {"state_dict": state, "custom_load": False}  # timm renames the keys of old files
-    return timm.create_model(card["timm"], pretrained=True, pretrained_cfg_overlay=overlay)
+def _unknown(library: str, name: str, example: str) -> InputError:
+    return InputError(
+        f"{library}={name}: the installed {library} has no such network; name one that it has, "
+        f"such as {example}."
+    )
 
 
-def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
-    """The file of a network's weights: from the folder if it is there, else downloaded once."""
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"weights_dir={folder}: no such folder; name one that holds weights.")
-    own = [Path(card["weights"]).stem] if "weights" in card else _stems(name, card)
-    stems = list(dict.fromkeys(own))
-    for stem in stems if folder is not None else []:
-        for suffix in SUFFIXES:
-            path = Path(str(folder)) / f"{stem}{suffix}"
-            if path.is_file():
-                return path
-    if "weights" in card and Path(card["weights"]).is_file():
-        return Path(card["weights"])
-    wanted = f"weights_dir=FOLDER with {' or '.join(f'{stem}.safetensors' for stem in stems)}"
+def completed(where: str, card: dict[str, Any]) -> dict[str, Any]:
+    """The facts of a card, and what it leaves unsaid as it was published.
+
+    A card that names weights of its own is right about them in everything. Published weights were
+    trained with their mean and std; they may be run at another size.
+
+    Args:
+        where: the yaml or the name of the network, for the sentence.
+
+    Raises:
+        InputError: no such network, or another mean or std than published, without own weights.
+    """
+    found = facts(card)
     if "weights" in card:
-        how = f": {card['how']}" if "how" in card else ""
-        raise InputError(f"{name}: there is no file {card['weights']}{how}; give {wanted}.")
-    try:
-        return _download(card)
-    except (OSError, URLError, ValueError, RuntimeError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{name}: its weights cannot be downloaded ({why}); where there is no internet give "
-            f"{wanted} (or the published .pth)."
-        ) from error
+        return found | card
+    for fact in ("mean", "std"):
+        said = card.get(fact, found[fact])
+        if any(abs(ours - theirs) > NEAR for ours, theirs in zip(said, found[fact], strict=True)):
+            raise InputError(
+                f"{where}: {fact}={said}, but the published weights that it names need "
+                f"{found[fact]}; leave {fact} out, or name your own `weights:`."
+            )
+    return found | card | {"timm": found["timm"]} if "timm" in card else found | card
 
 
-def _stems(name: str, card: dict[str, Any]) -> Iterator[str]:
-    yield name
-    url = _url(card)
-    if "timm" in card:
-        yield card["timm"]
-    if url:
-        yield url.rsplit("/", 1)[-1].rsplit(".", 1)[0]
+def body(card: dict[str, Any], state: dict[str, Tensor] | None) -> nn.Module:
+    """The network of a card, with a state dict as it was published, or untrained.
+
+    As many logits as the card says if its weights are its own, else as many as were published.
+    """
+    wide = {"num_classes": card["classes"] + card.get("offset", 0)} if "weights" in card else {}
+    if "torchvision" in card:
+        return _torchvision(card, state, wide)
+    published, options = _timm(card["timm"]), dict(wide)
+    if published.fixed_input_size and card["size"] != published.input_size[-1]:
+        options["img_size"] = card["size"]
+    if state is None:
+        return timm.create_model(card["timm"], pretrained=False, **options)
+    overlay = {"state_dict": state, "custom_load": False}  # timm renames the keys of old files
+    if wide:
+        overlay |= wide | {"label_offset": 0}  # these are no longer the published classes
+    return timm.create_model(
+        card["timm"], pretrained=True, pretrained_cfg_overlay=overlay, **options
+    )
 
 
-def _url(card: dict[str, Any]) -> str:
+def _torchvision(
+    card: dict[str, Any], state: dict[str, Tensor] | None, options: dict[str, Any]
+) -> nn.Module:
+    """The network as torchvision's own builder makes it where it loads these weights."""
+    architecture, tag, _ = card["torchvision"].partition("_Weights")
+    architecture = architecture.lower()
+    if architecture in ("inception_v3", "googlenet"):  # published ones normalise once more
+        auxiliary = any(name.startswith(("aux", "AuxLogits")) for name in state or ())
+        options |= {"transform_input": bool(tag), "aux_logits": auxiliary}
+        options |= {"init_weights": state is None}
+    if architecture.startswith("vit_"):
+        options |= {"image_size": card["size"]}
+    if architecture.startswith("maxvit_"):
+        options |= {"input_size": (card["size"], card["size"])}
+    network = torchvision.models.get_model(architecture, **options)
+    if state is not None:
+        network.load_state_dict(state)
+    return network
+
+
+def address(card: dict[str, Any]) -> str:
+    """The URL of the published file; empty where there is none outside the Hugging Face hub."""
+    facts(card)  # raises the error for an unknown name
     if "torchvision" in card:
         return torchvision.models.get_weight(card["torchvision"]).url
     return get_pretrained_cfg(card["timm"]).url or ""
@@ -108,12 +142,12 @@ def _hub_file(repository: str) -> Path:
     return Path(hf_hub_download(repository, "model.safetensors"))
 
 
-def _download(card: dict[str, Any]) -> Path:
+def download(card: dict[str, Any]) -> Path:
     """The file in the cache of Hugging Face or of torch.hub; downloads it where it is missing."""
     hub = get_pretrained_cfg(card["timm"]).hf_hub_id if "timm" in card else None
     if hub:
         return _hub_file(hub)
-    url = _url(card)
+    url = address(card)
     if not url:
         raise ValueError("nobody publishes them")
     name = url.rsplit("/", 1)[-1]
@@ -123,32 +157,3 @@ def _download(card: dict[str, Any]) -> Path:
         begin = re.search(r"-([a-f0-9]{8,})\.", name)  # the file's name holds its hash
         torch.hub.download_url_to_file(url, str(path), begin and begin[1], progress=False)
     return path
-
-
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A state dict from a file; never runs code that the file holds."""
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings(action="ignore"):  # of pickles that it then refuses
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except (SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, KeyError) as error:
-        raise InputError(
-            f"{path}: not a whole file of weights ({' '.join(str(error).split())[:120]}); "
-            "fetch it again."
-        ) from error
-    state = state.get("state_dict", state) if isinstance(state, dict) else state
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path}: holds something else than named tensors; expected a state dict.")
-    return state
-
-
-def digest(path: Path) -> str:
-    """SHA-256 of a file of weights, remembered while the file stays as it is."""
-    stat = path.stat()
-    return _digest(path, stat.st_mtime_ns, stat.st_size)
-
-
-@cache
-def _digest(path: Path, mtime: int, size: int) -> str:
-    return sha256(path)

@@ -1,23 +1,29 @@
-"""Builds a model by name: its facts stand in conf/model/<benchmark>/<name>.yaml, or are timm's."""
+"""Models by name: their facts stand in conf/model/<benchmark>/<name>.yaml, or are timm's.
+
+To name a model costs no import of PyTorch, unless its facts are not all in its yaml.
+"""
 
 import json
 from copy import deepcopy
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from hydra.errors import HydraException
-from hydra.utils import get_method
 from omegaconf import OmegaConf
-from torch import nn
 
+from irattack.code import code_of
 from irattack.conf import CONF
 from irattack.errors import InputError, unknown
-from irattack.hashing import key, sha256
-from irattack.models.network import Ensemble, Network
+from irattack.models import cards, files
+
+if TYPE_CHECKING:
+    from torch import nn
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+DECISIVE = (  # facts that decide a model's outputs
+    *("factory", "timm", "torchvision", "mean", "std", "size", "classes"),
+    *("offset", "interpolation", "crop_pct"),
+)
 
 
 @cache
@@ -40,16 +46,19 @@ def names(benchmark: str) -> list[str]:
 def shared(benchmark: str) -> dict[str, Any]:
     """The facts that all models of a benchmark share: `model` in the yaml of their owner."""
     settings: Any = OmegaConf.load(CONF / "benchmark" / f"{owner(benchmark)}.yaml")
-    found: Any = OmegaConf.to_container(settings.model)
-    return found
+    return _plain(settings.get("model", {}))
 
 
 def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
     """The facts of a model, over those that all models of the benchmark share.
 
     It has `members` (an ensemble), or `mean`, `std`, `size`, `classes` and one of `timm`,
-    `torchvision` (a tag of published weights) or `factory` (a function of the number of classes,
-    with a file of `weights`); `lam`, and for SGM `skip`.
+    `torchvision` (a tag of published weights, or an architecture) or `factory` (a function of the
+    number of classes); a file of its own `weights`, which `factory` needs; `lam`, and for SGM
+    `skip`. `cards.FACTS` lists them all. What the yaml leaves unsaid is as it was published.
+
+    Raises:
+        InputError: the benchmark has no such model, or its yaml is not right.
     """
     return deepcopy(_card(benchmark, name, what))
 
@@ -60,28 +69,34 @@ def _card(benchmark: str, name: str, what: str) -> dict[str, Any]:
     settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
     path = CONF / "model" / benchmark / f"{name}.yaml"
     if name in names(benchmark):
-        own = OmegaConf.load(path)
+        own = _plain(OmegaConf.load(path))
     elif settings.get("any_timm_model") and _published().known_to_timm(name):
-        own = OmegaConf.create({"timm": name})
+        own = {"timm": name}
     else:
         more = " or any ImageNet-1k model of timm" if settings.get("any_timm_model") else ""
         allowed = names(benchmark)
         raise unknown(what, name, allowed, f"expected one of {', '.join(allowed)}{more}")
-    merged = OmegaConf.to_container(OmegaConf.merge(settings.model, own))
-    assert isinstance(merged, dict)
-    facts = {str(key): value for key, value in merged.items()}
-    if "timm" in facts or "torchvision" in facts:
-        facts |= _published().facts(facts)
-    elif "members" not in facts:
-        wanted = ("factory", "mean", "std", "size", "classes")
-        missing = [fact for fact in wanted if fact not in facts]
-        if missing:
-            raise InputError(f"{path}: lacks {', '.join(missing)}; add them to the model's facts.")
+    cards.check(path, own, shared(benchmark))
+    facts = shared(benchmark) | own
+    if "members" in facts:
+        return facts
+    # a bare name of timm stands for other weights in other versions: the full one is in the key
+    named = "weights" in facts or "." in facts.get("timm", ".")
+    if "factory" not in facts and (cards.missing(facts) or not named):
+        facts = _published().completed(str(path), facts)
+    missing = cards.missing(facts)
+    if missing:
+        raise InputError(f"{path}: lacks {', '.join(missing)}; add them to the model's facts.")
     return facts
 
 
+def _plain(cfg: Any) -> dict[str, Any]:
+    found: Any = OmegaConf.to_container(OmegaConf.create(cfg), resolve=True)
+    return {str(key): value for key, value in found.items()}
+
+
 def _published() -> Any:
-    from irattack.models import published  # takes seconds, which photos need not wait
+    from irattack.models import published  # takes seconds, which others need not wait
 
     return published
 
@@ -94,8 +109,8 @@ def weights(benchmark: str, name: str, weights_dir: str | None = None) -> tuple[
     shipped = WEIGHTS / owner(benchmark) / f"{name}.safetensors"
     if shipped.with_suffix(".json").is_file():
         return shipped, json.loads(shipped.with_suffix(".json").read_text())["sha256"]
-    path = _published().find_weights(name, card(benchmark, name), weights_dir)
-    return path, _published().digest(path)
+    path = files.find_weights(name, card(benchmark, name), weights_dir)
+    return path, files.digest(path)
 
 
 def identity(
@@ -106,8 +121,9 @@ def identity(
     if "members" in facts:
         members = [identity(benchmark, m, pretrained, weights_dir) for m in facts["members"]]
         return {"members": members}
-    keys = ("factory", "timm", "torchvision", "mean", "std", "size", "classes")
-    found = {key: facts[key] for key in keys if key in facts}
+    found = {key: facts[key] for key in DECISIVE if key in facts}
+    if code := code_of(facts):  # of the user's own network
+        found["code"] = code
     if not pretrained:
         return found | {"untrained": name}
     return found | {"sha256": weights(benchmark, name, weights_dir)[1]}
@@ -131,62 +147,16 @@ def skips(benchmark: str, name: str) -> Any:
 
 def build(
     benchmark: str, name: str, pretrained: bool = True, weights_dir: str | None = None
-) -> nn.Module:
-    """The model `name`, frozen and in eval mode.
+) -> "nn.Module":
+    """The model `name`, frozen and in eval mode, tried on two images.
 
     Args:
         pretrained: false for random weights, the same in every process.
         weights_dir: a folder of weights that is searched before anything is downloaded.
+
+    Raises:
+        InputError: its weights or its network cannot be used.
     """
-    facts = card(benchmark, name)
-    if "members" in facts:
-        members = facts["members"]
-        return Ensemble([build(benchmark, m, pretrained, weights_dir) for m in members]).eval()
-    if pretrained:
-        model = _with_weights(benchmark, name, facts, weights_dir)
-    else:
-        with torch.random.fork_rng():
-            torch.manual_seed(int(key(name), 16))
-            model = untrained(facts)
-    return model.eval().requires_grad_(False)
+    from irattack.models import building
 
-
-def untrained(facts: dict[str, Any]) -> Network:
-    """The network of a card with fresh weights, trainable."""
-    if "factory" in facts:
-        try:
-            factory = get_method(facts["factory"])
-        except (HydraException, ImportError, ValueError) as error:
-            raise InputError(
-                f"factory: {facts['factory']} cannot be imported ({error}); name a function of the "
-                "number of classes that returns a network, as package.module.function."
-            ) from error
-        return _network(factory(facts["classes"]), facts)
-    return _network(_published().body(facts, None), facts)
-
-
-def _network(body: nn.Module, facts: dict[str, Any]) -> Network:
-    return Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"))
-
-
-def _with_weights(
-    benchmark: str, name: str, facts: dict[str, Any], weights_dir: str | None
-) -> Network:
-    path, expected = weights(benchmark, name, weights_dir)
-    if not path.is_file() or sha256(path) != expected:
-        raise InputError(
-            f"{path} is not the file whose SHA-256 is {expected[:12]}…: "
-            "restore it with `git checkout` or retrain with `make train-photos`."
-        )
-    state = _published().read_weights(path)
-    try:
-        if "factory" not in facts:
-            return _network(_published().body(facts, state), facts)
-        model = untrained(facts)
-        model.body.load_state_dict(state)
-    except (RuntimeError, KeyError) as error:
-        why = " ".join(str(error).split())[:200]
-        raise InputError(
-            f"{path}: does not fit {name} ({why}); give this network's own weights."
-        ) from error
-    return model
+    return building.build(benchmark, name, pretrained, weights_dir)

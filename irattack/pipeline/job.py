@@ -45,7 +45,7 @@ class Job(ABC):
 
     @abstractmethod
     def make(self, missing: list[str]) -> list[str]:
-        """Makes the artifacts of these names; returns what is left to other shares (`shard=i/n`)."""
+        """Makes the artifacts of these names; returns the shards left to others (`shard=i/n`)."""
 
     @property
     @abstractmethod

@@ -19,7 +19,7 @@ from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
 from irattack.hashing import key
-from irattack.models.network import resized
+from irattack.models.network import check_finite
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
 from irattack.pipeline.cell import Cell, Shard
@@ -37,7 +37,7 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     cfg = cell.cfg
     prepare(cfg)
     with without_tf32(), torch.no_grad():
-        models = [build(cell, name, "judge") for name in cfg.benchmark.sources]
+        models = {name: build(cell, name, "judge") for name in cfg.benchmark.sources}
         order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
         found: list[int] = []
         for start in range(0, len(order), cfg.micro_batch):
@@ -46,8 +46,10 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
             x = to_device(batch.pixels, cfg)
             y = torch.from_numpy(batch.labels).to(x.device)
             correct = torch.ones_like(y, dtype=torch.bool)
-            for model in models:
-                correct &= margin(model(x), y) < 0
+            for name, model in models.items():
+                logits = model(x)
+                check_finite(name, logits.T, batch.ids)
+                correct &= margin(logits, y) < 0
             found += [rows[i] for i in correct.nonzero().flatten().tolist()]
             if len(found) >= cfg.images:
                 return candidates.take(found[: cfg.images])
@@ -180,21 +182,23 @@ class Worker:
 
         @torch.no_grad()  # the frames are computed between its calls, with gradients
         def measured(x: Tensor) -> dict[str, np.ndarray]:
-            at_size: dict[int, Tensor] = {}  # resized once for all targets of an input size
+            views: dict[Any, Tensor] = {}  # made once for all targets that see images alike
             found = {}
             for name, model in models.items():
-                size = getattr(model, "size", x.shape[-1])
-                if size not in at_size:
-                    at_size[size] = resized(x, size)
-                pieces = zip(
-                    at_size[size].split(self.micro_batch), y.split(self.micro_batch), strict=True
-                )
-                found[name] = torch.cat([margin(model(b), c) for b, c in pieces]).cpu().numpy()
-            return found
+                resize = getattr(model, "resize", None)  # an ensemble resizes for each member
+                if resize not in views:
+                    views[resize] = x if resize is None else resize(x)
+                answer: Any = model if resize is None else model.classify
+                parts = [piece.split(self.micro_batch) for piece in (views[resize], y)]
+                logits = [(answer(b), c) for b, c in zip(*parts, strict=True)]
+                # + 0 · Σh: a margin is NaN if any logit is not finite
+                found[name] = torch.cat([margin(h, c) + 0 * h.sum(dim=1) for h, c in logits])
+            return {name: values.cpu().numpy() for name, values in found.items()}
 
         with torch.no_grad():
             source = self.model(self.cell.cfg.source, "source")
             belief = torch.cat([source(b) for b in clean.split(self.micro_batch)]).softmax(dim=1)
+            check_finite(self.cell.cfg.source, belief.sum(dim=1), images.ids)
         probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
         unperturbed = measured(clean)
         each, lengths = [], []
@@ -207,8 +211,7 @@ class Worker:
         found = {}
         for name in targets:
             all_steps = np.stack([of_step[name] for of_step in [unperturbed, *each]])
-            why = f"the logits of {name} are not finite there; mend the network"
-            refuse(images, ~np.isfinite(all_steps.T), why)
+            check_finite(name, all_steps, images.ids)
             found[name] = {"margins": all_steps[1:], "clean": all_steps[0], **shared}
         return found
 

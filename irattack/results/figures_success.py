@@ -140,7 +140,7 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
         for target in cell.targets:
             margins = arrays(cell, target)["margins"]
             first = int(cell.steps_facts["attack"]["record"] == "after")
-            chosen = statistics.chosen_steps(margins > 0) + first
+            chosen = statistics.chosen_steps(statistics.successes(margins)) + first
             usual = int(np.bincount(chosen).argmax())
             for step, percent in enumerate(100 * (margins > 0).mean(axis=1), start=first):
                 where = (cell.cfg.source, cell.method, target, len(chosen), step, percent)
