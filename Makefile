@@ -29,7 +29,7 @@ setup: .venv/synced ## install everything into .venv with uv
 	@touch $@
 
 test: lint ## lint, then run the tests
-	$(RUN) -m pytest
+	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup ## ruff, mypy and the contract of imports
 	.venv/bin/ruff check .

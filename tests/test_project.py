@@ -15,7 +15,7 @@ from irattack.commands.settings import register_resolvers
 from irattack.hashing import sha256
 from irattack.models import zoo
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.settings import number
+from irattack.pipeline.values import number
 
 ROOT = Path(__file__).parents[1]
 PHOTOS = zoo.names("photos")

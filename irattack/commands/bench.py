@@ -11,7 +11,6 @@ In one run, side by side, for each network:
 and the IR attack of the pipeline. Besides, the step cache, leave-one-out and memory.
 """
 
-import resource
 import statistics
 import time
 from collections.abc import Callable
@@ -215,13 +214,6 @@ def leave_one_out_seconds() -> float:
     return round(time.perf_counter() - begin, 5)
 
 
-def peak_memory_mb(where: torch.device) -> float:
-    """The most memory in use so far, on the device if it is a GPU, else of this process."""
-    if where.type == "cuda":
-        return round(torch.cuda.max_memory_allocated(where) / 1e6)
-    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
-
-
 def cell_of(overrides: list[str]) -> Cell:
     """The cell of these overrides of conf/config.yaml."""
     cfg = hydra.compose("config", overrides=overrides)
@@ -259,7 +251,7 @@ def bench(cfg: DictConfig) -> str:
     path = Path(cfg.output)
     cache = cache_speed(where, path.parent)
     whole = {
-        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name(),
+        "device": torch.cuda.get_device_name(where) if where.type == "cuda" else speed.cpu_name(),
         "precision": cfg.precision,
         "per_image_precision": "fp32",
         "threads": cfg.threads,
@@ -268,7 +260,7 @@ def bench(cfg: DictConfig) -> str:
         "networks": results,
         "cache": cache,
         "leave_one_out_100x1000_seven_targets_s": leave_one_out_seconds(),
-        "peak_memory_of_the_bench_mb": peak_memory_mb(where),
+        "peak_memory_of_the_bench_mb": speed.peak_memory_mb(where),
     }
     files.write_json(path, whole)
     heads = ["network", "probes", "batch", "limit", "attack", "per image", "of limit", "speed-up"]
@@ -289,15 +281,6 @@ def bench(cfg: DictConfig) -> str:
         f"{1000 * whole['leave_one_out_100x1000_seven_targets_s']:.0f} ms. Peak memory of the "
         f"whole bench: {whole['peak_memory_of_the_bench_mb']:.0f} MB. Written to {path}."
     )
-
-
-def cpu_name() -> str:
-    """The processor's name, as /proc/cpuinfo has it."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return "cpu"
-    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "cpu")
 
 
 @hydra.main(config_path=str(CONF), config_name="bench", version_base="1.3")

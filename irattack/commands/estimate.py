@@ -17,7 +17,7 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from irattack.commands import speed
-from irattack.commands.bench import cache_speed, cpu_name
+from irattack.commands.bench import cache_speed
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
@@ -112,7 +112,7 @@ def estimate(tables: dict[str, Plan], least: float = 1.0) -> str:
     lines.append(["together", sum(key[0] == "job" for key in together), *summed(together)])
     heads = ["table or figure", "jobs", "attack h", "evaluation h", "analysis h", "h", "GB"]
     where = device(cfg)
-    name = torch.cuda.get_device_name(where) if where.type == "cuda" else cpu_name()
+    name = torch.cuda.get_device_name(where) if where.type == "cuda" else speed.cpu_name()
     rates = [[network, speeds.probe.get(network), rate] for network, rate in speeds.forward.items()]
     columns = ["network", "forward and back /s", "forward /s"]
     return (

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 
 from irattack.commands.cli import one_sentence
 from irattack.models import zoo
-from irattack.pipeline.settings import number, settings_of
+from irattack.pipeline.settings import settings_of
+from irattack.pipeline.values import number
 
 
 def cpu_count() -> int:

@@ -1,9 +1,11 @@
 """What a device can do: rates of networks, measured here, on which bench and estimate stand."""
 
 import gc
+import resource
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -94,3 +96,19 @@ def probes(attack: Attack) -> int:
     terms = attack.terms(delta, ["image"], 1, Draws(0))
     shared = any(term.at_delta for term in terms)
     return sum(term.probes for term in terms if not term.at_delta) + shared
+
+
+def peak_memory_mb(where: torch.device) -> float:
+    """The most memory in use so far, on the device if it is a GPU, else of this process."""
+    if where.type == "cuda":
+        return round(torch.cuda.max_memory_allocated(where) / 1e6)
+    return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3)
+
+
+def cpu_name() -> str:
+    """The processor's name, as /proc/cpuinfo has it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return "cpu"
+    return next((line.split(":")[1].strip() for line in lines if "model name" in line), "cpu")

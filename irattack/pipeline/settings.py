@@ -3,94 +3,36 @@
 A field's description is what the user is told to give instead of a value that cannot be used.
 """
 
-import math
 import re
-from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal, NoReturn
+from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from irattack.conf import CONF
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
+from irattack.pipeline.values import (
+    RADIUS,
+    AtLeast0,
+    Flag,
+    Given,
+    Names,
+    Odd,
+    Path_,
+    Positive,
+    Radius,
+    Whole,
+    one_of,
+    within,
+)
 
 PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
     "fp32": "float32, TF32 off",
     "tf32": "float32 with TF32 on CUDA",
     "bf16": "bfloat16 networks",
 }
-
-
-def number(value: Any) -> float:
-    """A number, or a fraction such as 8/255, as a float; not a number where it is neither."""
-    try:
-        result = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
-    except (TypeError, ValueError, ZeroDivisionError, OverflowError):
-        return math.nan
-    return math.nan if isinstance(value, bool) else result
-
-
-def refuse() -> NoReturn:
-    """Refuses a value; the field's description says what is expected."""
-    raise ValueError
-
-
-def within(low: float, high: float = math.inf, open_below: bool = False) -> AfterValidator:
-    """Whether a value, which stays as it was given, is a finite number in a range."""
-
-    def check(value: Any) -> Any:
-        found = number(value)
-        if not math.isfinite(found) or not low <= found <= high or (open_below and found == low):
-            refuse()
-        return value
-
-    return AfterValidator(check)
-
-
-def one_of(*names: str) -> Any:
-    """One of these names."""
-
-    def check(value: Any) -> Any:
-        if value not in names:
-            raise ValueError(names)
-        return value
-
-    return Annotated[str, BeforeValidator(check)]
-
-
-Given = int | float | str
-Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
-Odd = Annotated[
-    int,
-    Field(strict=True, ge=1, description="an odd whole number above 0"),
-    AfterValidator(lambda value: value if value % 2 else refuse()),
-]
-Positive = Annotated[
-    Given, within(0, open_below=True), Field(description="a finite number above 0, such as 2/255")
-]
-AtLeast0 = Annotated[
-    Given, within(0), Field(description="a finite number such as 0.5; it must be 0 or more")
-]
-RADIUS = "a radius in (0, 1] for images in [0, 1], such as 8/255"
-Radius = Annotated[Given, within(0, 1, open_below=True), Field(description=RADIUS)]
-Flag = Annotated[bool, Field(strict=True, description="true or false")]
-Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,resnet152]")]
-Path_ = Annotated[
-    str,
-    BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    AfterValidator(lambda value: str(Path(value).expanduser())),
-    Field(description="the path of a folder, such as results or '~/results' in quotes"),
-]
 
 
 class Strict(BaseModel):
