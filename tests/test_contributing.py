@@ -1,4 +1,4 @@
-"""The worked example of CONTRIBUTING.md, run as written in a copy of the project."""
+"""The worked examples of CONTRIBUTING.md, run as written in a copy of the project."""
 
 import os
 import re
@@ -9,31 +9,34 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from irattack.models import zoo
+from irattack.models import cards
 
 ROOT = Path(__file__).parents[1]
+MADE = [  # what each command prints at last
+    r"resnet34\s+\S+\s+linf\s+vgg16\s+16\s+[\d.]+",
+    r"Written to .*mine-images=16-steps=4\.csv",
+    "",
+]
 
 
-def test_the_example_runs_as_written(tmp_path: Path) -> None:
+def test_the_examples_run_as_written(tmp_path: Path) -> None:
     text = (ROOT / "CONTRIBUTING.md").read_text()
     for folder in ("irattack", "conf"):
         shutil.copytree(ROOT / folder, tmp_path / folder)
     files = re.findall(r"```(?:python|yaml)\n(# (\S+)\n.*?)```", text, re.S)
     assert [name for _, name in files] == [
-        *("scaling.py", "conf/attack/si.yaml", "conf/model/imagenet/mine.yaml")
+        *("scaling.py", "conf/attack/si.yaml", "conf/table/mine.yaml", "colours.py"),
+        "conf/model/imagenet/mine.yaml",
     ]
     for content, name in files:
         (tmp_path / name).write_text(content)
     mine = OmegaConf.load(tmp_path / files[-1][1])
-    known = (
-        zoo.card("imagenet", "resnet34").keys() | zoo.card("imagenet", "inception_v3_ens3").keys()
-    )
-    assert mine.keys() <= known
+    assert mine.keys() <= cards.FACTS.keys()
     assert mine.skip == {"branches": r"layer\d+\.\d+\.bn2$", "gamma": 0.2}
-    (command,) = re.findall(r"```sh\npython (.*?)\n```", text, re.S)
-    for extra in ([], ["+piece=[ir]"]):
+
+    def run(command: str) -> str:
         done = subprocess.run(
-            [sys.executable, *command.split(), *extra, "threads=1"],
+            [sys.executable, *command.split(), "threads=1"],
             cwd=tmp_path,
             capture_output=True,
             text=True,
@@ -41,4 +44,15 @@ def test_the_example_runs_as_written(tmp_path: Path) -> None:
             timeout=300,
         )
         assert done.returncode == 0, done.stderr
-        assert re.search(r"resnet34\s+\S+\s+linf\s+vgg16\s+16\s+[\d.]+", done.stdout)
+        return done.stdout
+
+    commands = re.findall(r"```sh\npython (.*?)\n```", text, re.S)
+    for command, made in zip(commands, MADE, strict=True):
+        assert re.search(made, run(command))
+    assert len(list(tmp_path.glob("outputs/photos/interactions/ir-alexnet-*/colours-*.json"))) == 1
+    assert re.search(MADE[0], run(f"{commands[0]} +piece=[ir]"))
+
+    function = tmp_path / "scaling.py"  # edited: the command measures it anew
+    function.write_text(function.read_text().replace("images * 2", "0 * images + 2"))
+    run(commands[0])
+    assert len(list(tmp_path.glob("outputs/photos/results/si-resnet34-linf-*"))) == 2

@@ -9,6 +9,7 @@ import contextlib
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -53,7 +54,7 @@ class Plan:
         """The cells alone."""
         return [cell for cell, _ in self.chosen]
 
-    @property
+    @cached_property
     def jobs(self) -> list[Job]:
         """The jobs of all cells."""
         return [job for cell in self.cells for job in jobs_of(cell)]

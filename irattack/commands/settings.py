@@ -34,7 +34,7 @@ def register_resolvers() -> None:
         "number": number,
         "number_or_null": lambda value: None if value is None else number(value),
         "cpu_count": cpu_count,
-        "product": lambda a, b: a * b,
+        "product": lambda a, b: number(a) * b,
         "of_source": of_source,
     }
     for name, resolver in resolvers.items():

@@ -15,6 +15,7 @@ from irattack.errors import InputError, unknown
 from irattack.models import zoo
 from irattack.pipeline.values import (
     RADIUS,
+    AsNumber,
     AtLeast0,
     Flag,
     Given,
@@ -87,8 +88,8 @@ class Norm(BaseModel):
     """A norm (conf/norm) or that of an attack."""
 
     model_config = ConfigDict(extra="allow")
-    eps: Annotated[Radius | None, Field(description=RADIUS)] = None
-    step_size: Positive
+    eps: Annotated[AsNumber[Radius] | None, Field(description=RADIUS)] = None
+    step_size: AsNumber[Positive]
 
 
 class Protocol(BaseModel):

@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -46,6 +46,8 @@ def one_of(*names: str) -> Any:
 
 
 Given = int | float | str
+T = TypeVar("T")
+AsNumber = Annotated[T, AfterValidator(number)]  # 8/255 becomes 0.0313…
 Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
 Odd = Annotated[
     int,
