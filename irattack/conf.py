@@ -1,5 +1,27 @@
-"""Where the yamls of the project stand."""
+"""Where the yamls stand: in conf/ beside the package, and first in a folder of the user's own."""
 
+import os
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parents[1] / "conf"
+OWN = "IRATTACK_CONFIG_DIR"  # in the environment, so that the processes of a launcher know it
+
+
+def folders() -> list[Path]:
+    """The folders of yamls, the user's own (`--config-dir`) before the project's."""
+    own = os.environ.get(OWN)
+    return [Path(own), CONF] if own else [CONF]
+
+
+def yamls(group: str) -> dict[str, Path]:
+    """The yaml of each name of a group, such as `attack` or `model/photos`; sorted."""
+    found: dict[str, Path] = {}
+    for folder in folders():
+        for path in (folder / group).glob("*.yaml"):
+            found.setdefault(path.stem, path)
+    return dict(sorted(found.items()))
+
+
+def is_group(name: str) -> bool:
+    """Whether a setting chooses a yaml of a group."""
+    return any((folder / name).is_dir() for folder in folders())

@@ -1,6 +1,6 @@
 """Benchmarks that are data alone: their yamls, and the command on images of their form."""
 
-import shutil
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -13,11 +13,11 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from irattack.commands.settings import register_resolvers
-from irattack.conf import CONF
+from irattack.conf import CONF, OWN
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.network import networks
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.settings import settings_of
 
 ROOT = Path(__file__).parents[1]
 CIFAR = "airplane, automobile, bird, cat, deer, dog, frog, horse, ship, truck"
@@ -33,7 +33,7 @@ def configs() -> Iterator[None]:
 @pytest.mark.usefixtures("configs")
 def test_nips2017_attacks_all_images_with_the_networks_of_imagenet() -> None:
     cfg = compose("config", overrides=["benchmark=nips2017"])
-    Cell(cfg)
+    settings_of(cfg)
     assert cfg.benchmark.size == 299
     assert cfg.images == 1000
     assert not cfg.benchmark.sources
@@ -43,17 +43,19 @@ def test_nips2017_attacks_all_images_with_the_networks_of_imagenet() -> None:
 
 
 def test_models_of_an_unknown_benchmark(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(zoo, "CONF", tmp_path)
+    monkeypatch.setenv(OWN, str(tmp_path))
     (tmp_path / "benchmark").mkdir()
     (tmp_path / "benchmark" / "pets.yaml").write_text("models: imagnet\n")
-    with pytest.raises(InputError, match=r"benchmark\.models=imagnet: expected one of pets"):
+    with pytest.raises(
+        InputError, match=r"benchmark\.models=imagnet: did you mean imagenet. expected"
+    ):
         zoo.owner("pets")
 
 
 @pytest.mark.usefixtures("configs")
 @pytest.mark.parametrize("name", zoo.names("cifar10"))
 def test_networks_of_cifar10_see_every_pixel(name: str) -> None:
-    Cell(compose("config", overrides=["benchmark=cifar10", f"source={name}", "attack=sgm"]))
+    settings_of(compose("config", overrides=["benchmark=cifar10", f"source={name}", "attack=sgm"]))
     network = zoo.build("cifar10", name, pretrained=False)
     x = torch.rand(2, 3, 32, 32)
     assert network(x).shape == (2, 10)
@@ -61,12 +63,13 @@ def test_networks_of_cifar10_see_every_pixel(name: str) -> None:
     assert body.forward_features(x).shape[-2:] == (4, 4)  # only the stages halve it, thrice
 
 
-def run(root: Path, *overrides: str) -> str:
+def run(folder: Path, *overrides: str, **environment: str) -> str:
     given = ["pretrained=false", "benchmark.sources=[]", "attack=ir", "samples=1", "steps=2"]
     command = [sys.executable, "-m", "irattack", *given, *overrides, "threads=1"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    known = {**os.environ, "PYTHONPATH": str(ROOT), **environment}
+    done = subprocess.run(command, cwd=folder, env=known, capture_output=True, check=False)
     assert done.returncode == 0, done.stderr
-    return done.stdout
+    return done.stdout.decode(environment.get("PYTHONIOENCODING", "utf-8"))
 
 
 def test_cifar10_from_batches_to_rates(tmp_path: Path) -> None:
@@ -77,22 +80,32 @@ def test_cifar10_from_batches_to_rates(tmp_path: Path) -> None:
 
 
 def test_a_benchmark_of_ones_own_needs_no_python(tmp_path: Path) -> None:
-    """In a copy of the checkout: one yaml of a benchmark, two of networks, one array file."""
-    for name in ("conf", "irattack"):
-        hidden = shutil.ignore_patterns("__pycache__", "*.safetensors")
-        shutil.copytree(ROOT / name, tmp_path / name, ignore=hidden)
-    example = (ROOT / "conf" / "benchmark" / "cifar10.yaml").read_text()
+    """One yaml of a benchmark, two of networks, one array file; on a terminal of ASCII."""
+    example = (CONF / "benchmark" / "cifar10.yaml").read_text()
     own = example.replace("name: cifar10", "name: pets").replace("size: 32 ", "size: 8 ")
     own = own.replace(f"[{CIFAR}]", "3").replace("classes: 10", "classes: 3")
     own = own.replace("grid: 16", "grid: 4").replace("cells: 32", "cells: 4")
-    (tmp_path / "conf" / "benchmark" / "pets.yaml").write_text(own)
-    (tmp_path / "conf" / "model" / "pets").mkdir()
+    for folder in ("benchmark", "model/pets", "table"):
+        (tmp_path / "own" / folder).mkdir(parents=True)
+    (tmp_path / "own" / "benchmark" / "pets.yaml").write_text(own)
     for name in ("one", "two"):
         card = "factory: irattack.models.small.resnet34\nweights: pets.safetensors\n"
-        (tmp_path / "conf" / "model" / "pets" / f"{name}.yaml").write_text(card)
+        (tmp_path / "own" / "model" / "pets" / f"{name}.yaml").write_text(card)
+    table = "title: λ\ncells: [{norm: linf, source: one, attack: [pgd, ir]}]\ngain: [[pgd, ir]]\n"
+    (tmp_path / "own" / "table" / "pets.yaml").write_text(table + "targets: [two]\n")
     data = tmp_path / "pets.npz"
     pixels = np.random.default_rng(0).integers(0, 256, (6, 8, 8, 3), dtype=np.uint8)
     np.savez(data, images=pixels, labels=np.arange(6) % 3)
-    given = [f"benchmark.data.folder={data}", "source=one", "targets=[two]", "images=6"]
-    assert "two" in run(tmp_path, "benchmark=pets", *given)
+    given = ["--config-dir", "own", "benchmark=pets", f"benchmark.data.folder={data}", "images=6"]
+    ascii_ = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0"}
+    assert "two" in run(tmp_path, *given, "source=one", "targets=[two]", **ascii_)
     assert len(list((tmp_path / "outputs" / "pets" / "images").glob("*.json"))) == 1
+    for _ in range(2):
+        command = ["reproduce", "pets", *given, "pretrained=false", "benchmark.sources=[]"]
+        known = {**os.environ, "PYTHONPATH": str(ROOT), **ascii_}
+        words = [sys.executable, "-m", "irattack", *command, "threads=1", "steps=2", "samples=1"]
+        done = subprocess.run(words, cwd=tmp_path, env=known, capture_output=True, check=False)
+        assert done.returncode == 0, done.stderr
+        assert b"IR against PGD, L?: higher on" in done.stdout
+    (written,) = (tmp_path / "outputs/pets/tables").glob("*.md")
+    assert "# λ" in written.read_text("utf-8")

@@ -2,12 +2,14 @@
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from pathlib import Path
 from typing import NoReturn
 
 from hydra.errors import (
@@ -18,7 +20,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from irattack.conf import CONF
+from irattack.conf import CONF, OWN
 from irattack.errors import InputError, unknown
 
 STORAGE = {
@@ -92,17 +94,38 @@ def _explain(error: HydraException | OmegaConfBaseException) -> str:
 def _unknown_setting(name: str) -> str:
     if name == "piece":
         return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
-    keys = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text(), re.M)
+    keys = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text("utf-8"), re.M)
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."
 
 
+def joined(words: list[str]) -> list[str]:
+    """The arguments with `--config-dir FOLDER`, which irattack reads too, as one word."""
+    found: list[str] = []
+    for word in words:
+        if found and found[-1] in ("--config-dir", "-cd"):
+            found[-1] = f"--config-dir={word}"
+        else:
+            found.append(word)
+    for word in found:
+        if word.startswith("--config-dir="):
+            folder = Path(word.partition("=")[2]).expanduser()
+            if not folder.is_dir():
+                stop(f"--config-dir={folder}: no such folder; give one with yamls as in conf.")
+            os.environ[OWN] = str(folder.resolve())
+    return found
+
+
 def tidy_arguments() -> None:
     """Lets flags stand anywhere, `--cfg job` show resolved values, and errors be ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
+    for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ shows a ? in its place
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+    sys.argv[1:] = joined(sys.argv[1:])
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] != "-")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from irattack.commands.cli import stop
-from irattack.conf import CONF
+from irattack.conf import is_group
 from irattack.errors import InputError
 
 OURS = (InputError, OSError, HydraException, OmegaConfBaseException)  # have a sentence already
@@ -28,7 +28,7 @@ def as_sweep(choices: list[dict[str, Any]]) -> str:
     """
     names = []
     for choice in choices:
-        groups = {key: value for key, value in choice.items() if (CONF / key).is_dir()}
+        groups = {key: value for key, value in choice.items() if is_group(key)}
         defaults = [{f"override /{key}": value} for key, value in groups.items()]
         node = OmegaConf.create({"defaults": defaults})
         for key in choice.keys() - groups.keys():

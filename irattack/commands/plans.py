@@ -17,7 +17,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from irattack.conf import CONF
+from irattack.conf import CONF, folders, is_group, yamls
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
@@ -75,7 +75,8 @@ class Composer:
         """The configuration of conf/config.yaml with these settings and the overrides."""
         groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
         if groups not in self.composed:
-            self.composed[groups] = compose("config", overrides=[*groups, *self.overrides])
+            own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
+            self.composed[groups] = compose("config", overrides=[*own, *groups, *self.overrides])
         cfg = self.composed[groups].copy()
         for name, value in choice.items():
             if not is_group(name):
@@ -83,14 +84,9 @@ class Composer:
         return cfg
 
 
-def is_group(name: str) -> bool:
-    """Whether a setting chooses a yaml of a folder in conf."""
-    return (CONF / name).is_dir()
-
-
 def definitions() -> dict[str, Path]:
     """The yaml of every table and figure, by name."""
-    return {path.stem: path for kind in ("table", "figure") for path in (CONF / kind).glob("*")}
+    return yamls("table") | yamls("figure")
 
 
 def load_definition(name: str) -> dict[str, Any]:

@@ -82,7 +82,9 @@ def main(aggregate: bool = False) -> None:
         if not sys.argv[1:]:
             raise unknown("reproduce", "", sorted(definitions()))
         name, *settings = sys.argv[1:]
-        launcher = [text for text in settings if of_launcher(text)]
+        flags = [text for text in settings if text.startswith("-")]
+        settings = [text for text in settings if text not in flags]
+        launcher = [*flags, *(text for text in settings if of_launcher(text))]
         overrides = [text for text in settings if text not in launcher]
         with hydra():
             table = plan(name, overrides)

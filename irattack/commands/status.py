@@ -118,7 +118,7 @@ def main(work: Callable[[dict[str, Plan]], str] = status) -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        print(work(plans(sys.argv[1:])))
+        print(work(plans([word for word in sys.argv[1:] if word[0] != "-"])))
 
 
 def clean() -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from omegaconf import OmegaConf
 
 from irattack.code import code_of
-from irattack.conf import CONF
+from irattack.conf import CONF, yamls
 from irattack.errors import InputError, unknown
 from irattack.models import cards, files
 
@@ -29,9 +29,11 @@ DECISIVE = (  # facts that decide a model's outputs
 @cache
 def owner(benchmark: str) -> str:
     """The benchmark whose models this one uses: `models` in its yaml, or itself."""
-    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
+    known = yamls("benchmark")
+    if benchmark not in known:
+        raise unknown("benchmark.name", benchmark, known)
+    settings: Any = OmegaConf.load(known[benchmark])
     found = settings.get("models", benchmark)
-    known = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
     if found not in known:
         raise unknown("benchmark.models", found, known)
     return found
@@ -39,13 +41,13 @@ def owner(benchmark: str) -> str:
 
 def names(benchmark: str) -> list[str]:
     """Every model that the benchmark defines, or the one whose models it uses."""
-    return sorted(path.stem for path in (CONF / "model" / owner(benchmark)).glob("*.yaml"))
+    return list(yamls(f"model/{owner(benchmark)}"))
 
 
 @cache
 def shared(benchmark: str) -> dict[str, Any]:
     """The facts that all models of a benchmark share: `model` in the yaml of their owner."""
-    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{owner(benchmark)}.yaml")
+    settings: Any = OmegaConf.load(yamls("benchmark")[owner(benchmark)])
     return _plain(settings.get("model", {}))
 
 
@@ -66,8 +68,8 @@ def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
 @cache
 def _card(benchmark: str, name: str, what: str) -> dict[str, Any]:
     benchmark = owner(benchmark)
-    settings: Any = OmegaConf.load(CONF / "benchmark" / f"{benchmark}.yaml")
-    path = CONF / "model" / benchmark / f"{name}.yaml"
+    settings: Any = OmegaConf.load(yamls("benchmark")[benchmark])
+    path = yamls(f"model/{benchmark}").get(name, CONF / "model" / benchmark / f"{name}.yaml")
     if name in names(benchmark):
         own = _plain(OmegaConf.load(path))
     elif settings.get("any_timm_model") and _published().known_to_timm(name):

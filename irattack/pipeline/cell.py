@@ -10,7 +10,7 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.code import code_of
-from irattack.conf import CONF
+from irattack.conf import yamls
 from irattack.data.images import Images
 from irattack.errors import unknown
 from irattack.hashing import key, sha256
@@ -133,11 +133,11 @@ def file_name(text: str) -> str:
 def attacks() -> dict[str, frozenset[str]]:
     """The named attacks and the pieces that the yaml of each lists."""
     found = {}
-    for path in (CONF / "attack").glob("*.yaml"):
+    for name, path in yamls("attack").items():
         yaml: Any = OmegaConf.to_container(OmegaConf.load(path))
         defaults = yaml.get("defaults", [])
         listed = [entry["/piece"] for entry in defaults if "/piece" in entry]
-        found[path.stem] = frozenset(piece for pieces in listed for piece in pieces)
+        found[name] = frozenset(piece for pieces in listed for piece in pieces)
     return found
 
 

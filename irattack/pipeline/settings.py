@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from irattack.conf import CONF
+from irattack.conf import yamls
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
 from irattack.pipeline.values import (
@@ -255,9 +255,8 @@ def explained(loc: tuple, value: Any, kind: str, context: dict[str, Any]) -> Inp
 def check_names(settings: Settings) -> None:
     """Raises InputError if benchmark, source or targets name what is not there."""
     benchmark, targets = settings.benchmark, settings.targets
-    benchmarks = sorted(path.stem for path in (CONF / "benchmark").glob("*.yaml"))
-    if benchmark.name not in benchmarks:
-        raise unknown("benchmark.name", benchmark.name, benchmarks)
+    if benchmark.name not in yamls("benchmark"):
+        raise unknown("benchmark.name", benchmark.name, yamls("benchmark"))
     shared = zoo.shared(benchmark.name)
     if benchmark.model != shared:
         changed = [name for name in benchmark.model if benchmark.model[name] != shared.get(name)]
