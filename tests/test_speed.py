@@ -33,7 +33,7 @@ def resolvers() -> Iterator[None]:
 
 def test_the_straightforward_way_has_the_same_gradient(smooth: nn.Module, images: Tensor) -> None:
     """Bench compares two ways to the same number."""
-    term = Interaction(lam=1.5, samples=4, cells=3, grid=4)
+    term = Interaction(lam=1.5, samples=4, cells=3, grid=4, rival="step")
     y, ids = smooth(images).argmax(dim=1), [f"image-{i}" for i in range(9)]
     delta = 0.1 * torch.randn(images.shape, dtype=torch.float64)
     attack = Attack(Linf(0.1, 0.01), 1, interaction=term)
