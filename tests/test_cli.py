@@ -86,6 +86,8 @@ MISTAKES = {
     "device=gpu": "expected one of auto, cpu, cuda",
     "manifest=nowhere.json": "manifest=nowhere.json: no such file",
     "output=[1]": "output=[1]: expected the path of a folder",
+    "jobs=[{_target_:nowhere.Work}]": "cannot be made",
+    "jobs=[{_target_:irattack.pipeline.measures.Contributions,len:1}]": "cannot be made",
     "loss=foo": "expected one of ce, margin",
     "start=foo": "expected one of auto, random, zero",
     "lam=0,1": "-m to run once for each",

@@ -255,3 +255,107 @@ def test_images_are_resized_once_for_all_targets_of_a_size(
     ensure(Results(alone))
     found, expected = (arrays(c, "vgg16")["margins"] for c in (both, alone))
     np.testing.assert_array_equal(found, expected)
+
+
+class Answers(torch.nn.Module):
+    """A network that gives every image the same logits, (16,)."""
+
+    def __init__(self, logits: torch.Tensor):
+        super().__init__()
+        self.logits = logits
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.logits.expand(len(images), -1) + 0 * images.flatten(1).sum(dim=1, keepdim=True)
+
+
+def answering(monkeypatch: pytest.MonkeyPatch, name: str, logits: torch.Tensor) -> None:
+    """One model gives these logits, whatever the image."""
+    real = worker.build
+    monkeypatch.setattr(
+        worker, "build", lambda c, n, *role: Answers(logits) if n == name else real(c, n, *role)
+    )
+
+
+def stored(folder: Path) -> list[Path]:
+    return [path for kind in ("b2", "safetensors") for path in folder.rglob(f"*.{kind}")]
+
+
+@pytest.mark.parametrize("norm", ["linf", "l2"])
+def test_a_source_without_a_gradient_is_named_and_nothing_stored(
+    norm: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "source=alexnet", f"norm={norm}")
+    chosen(one)
+    real = worker.build
+
+    def build(c: Cell, name: str, *role: str) -> torch.nn.Module:
+        model = real(c, name, *role)
+        if "source" not in role:
+            return model
+        # √0 has no derivative: finite logits, and a gradient that is not
+        return torch.nn.Sequential(model, Lambda(lambda h: h + ((h - h) ** 2).sqrt()))
+
+    monkeypatch.setattr(worker, "build", build)
+    with pytest.raises(InputError, match=r"8 of 8 images \(test-.*gradient .* not finite"):
+        ensure(Results(one))
+    assert not stored(tmp_path)
+
+
+class Lambda(torch.nn.Module):
+    def __init__(self, function: Callable[[torch.Tensor], torch.Tensor]):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.function(x)
+
+
+def test_a_target_without_numbers_is_named_and_nothing_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "source=alexnet")
+    chosen(one)
+    logits = torch.zeros(16)
+    logits[3] = torch.nan
+    answering(monkeypatch, "vgg16", logits)
+    with pytest.raises(InputError, match=r"vgg16: gives NaN or infinity on 8 of 8 images"):
+        ensure(Results(one))
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_perturbations_outside_the_box_are_not_stored(tmp_path: Path) -> None:
+    one = cell(tmp_path, "source=alexnet", "+attack.clip=false", "eps=128/255", "steps=9")
+    with pytest.raises(InputError, match=r"x \+ δ leaves \[0, 1\] there"):
+        ensure(Results(one))
+    assert not stored(tmp_path)
+
+
+def test_a_target_that_is_wrong_on_clean_images_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = cell(tmp_path, "source=alexnet")
+    labels = chosen(one).labels
+    often = int(np.bincount(labels).argmax())
+    logits = torch.zeros(16)
+    logits[often] = 1.0
+    answering(monkeypatch, "vgg16", logits)
+    ensure(Results(one))
+    wrong = 100 * (labels != often).mean()
+    assert rows(one).clean_error_percent[0] == pytest.approx(wrong)
+    assert f"vgg16 is wrong on {wrong:.0f} % of the clean images" in caplog.text
+    assert tables.clean_errors(rows(one)) == [
+        f"Wrong on the clean images already: VGG-16 {wrong:.1f} % (clean_error_percent)."
+    ]
+
+
+def test_a_tie_is_neither_known_nor_fooled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A margin of exactly 0: a source does not know the image, a target is not fooled."""
+    one = cell(tmp_path, "source=alexnet")
+    chosen(one)
+    answering(monkeypatch, "vgg16", torch.zeros(16))
+    ensure(Results(one))
+    found = rows(one)
+    for column in ("success_rate_percent", "last_step_percent", "clean_error_percent"):
+        assert found[column][0] == 0
+    with pytest.raises(InputError, match="only 0 of"):
+        chosen(cell(tmp_path / "judged", "benchmark.sources=[vgg16]"))

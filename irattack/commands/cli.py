@@ -125,7 +125,9 @@ def tidy_arguments() -> None:
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ shows a ? in its place
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
-    sys.argv[1:] = joined(sys.argv[1:])
+    home = str(Path.home())
+    words = [re.sub(r"(?<==)~(?=/|$)", home, word) for word in sys.argv[1:]]  # as a shell would
+    sys.argv[1:] = joined(words)
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] != "-")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

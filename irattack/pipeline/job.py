@@ -10,8 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, TypeVar
 
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 
+from irattack.errors import InputError
 from irattack.pipeline.artifact import Artifact
 from irattack.pipeline.cell import Cell
 
@@ -64,7 +66,14 @@ class Job(ABC):
 
 def jobs_of(cell: Cell) -> list[Job]:
     """What is measured of a cell: `jobs` in its configuration."""
-    return [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
+    try:
+        return [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
+    except (InstantiationException, TypeError) as error:
+        why = " ".join(str(error.__cause__ or error).split())[:200]
+        raise InputError(
+            f"jobs={cell.cfg.jobs}: cannot be made ({why}); each names a class, such as "
+            "_target_: irattack.pipeline.measures.Contributions, and its parameters."
+        ) from error
 
 
 def job_of(cell: Cell, kind: type[J]) -> J:
