@@ -686,7 +686,7 @@ def test_forged_manifests(
         own.write_bytes(content)
         is_chosen_anew()
     listed = json.loads(whole)["images"]
-    wrong: list[Card] = [{"facts": {}}, *each("images", [], [*listed, listed[0]])]
+    wrong: list[Card] = [{"facts": {}}, *each("images", [], [*listed, listed[0]], listed[1:])]
     for changes in wrong:
         own.write_text(whole)
         change(own, **changes)

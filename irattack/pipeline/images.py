@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from hydra.utils import instantiate
-from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
@@ -42,9 +42,15 @@ class Listing(BaseModel):
 
 
 class Manifest(Listing, Card):
-    """A listing that was chosen here."""
+    """A listing that was chosen here, of as many images as its facts say."""
 
     model_config = ConfigDict(strict=True, extra="forbid")
+
+    @model_validator(mode="after")
+    def _as_many(self) -> "Manifest":
+        if len(self.images) != self.facts["count"]:
+            raise ValueError("another number of images")
+        return self
 
 
 def manifest(cell: Cell) -> Artifact[Manifest]:
