@@ -520,7 +520,7 @@ def test_cleaning_removes_what_no_table_needs(
 # Forged.
 
 
-FORBIDDEN = r"\b(pickle|marshal|shelve|eval|exec|allow_pickle|__import__|np\.load|yaml\.load)\b"
+FORBIDDEN = r"\b(pickle|marshal|shelve|eval|exec|__import__|np\.load|yaml\.load)\b"
 
 
 def test_nothing_that_is_read_is_run() -> None:
@@ -530,10 +530,13 @@ def test_nothing_that_is_read_is_run() -> None:
             if "torch.load(" in line:
                 assert "weights_only=True" in line, (path, line)
             code = re.sub(r"\.eval\(\)|pickle\.UnpicklingError|#.*", "", line)
+            assert "allow_pickle=True" not in code, (path, line)
+            if "allow_pickle=False" in code:
+                code = code.replace("np.load", "")
             found = re.search(FORBIDDEN + r"\s*[.(=]", code)
             assert not found or path.name == "convert.py", (path, line)
             imported = re.match(r"\s*(import|from) (pickle|marshal|shelve|yaml)\b", line)
-            assert not imported or path.name in ("convert.py", "published.py"), (path, line)
+            assert not imported or path.name in ("convert.py", "checkpoint.py"), (path, line)
 
 
 def change(path: Path, **changes: Any) -> None:

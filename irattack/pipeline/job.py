@@ -94,9 +94,10 @@ def do(job: Job, missing: list[str]) -> list[str]:
     """`ensure`, where it is known what is missing."""
     if not missing:
         return []
-    needs = [(need, need.missing()) for need in job.needs]
-    for need, absent in needs:
+    made = False
+    for need in job.needs:  # in order, since one may decide what the next lacks
+        absent = need.missing()
         do(need, absent)
-    if any(absent for _, absent in needs):  # which may be among the facts of this job
-        missing = job.missing()
+        made = made or bool(absent)
+    missing = job.missing() if made else missing  # what was made may be among its facts
     return job.make(missing) if missing else []
