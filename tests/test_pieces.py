@@ -145,11 +145,11 @@ def test_resize_and_pad() -> None:
     assert moved.tolist() == [True, True, False, False, False, True]
 
 
-def test_resize_and_pad_is_that_of_xie_et_al() -> None:
-    side, wide = 32, 35  # 32 * 330 / 299
+@pytest.mark.parametrize(("side", "wide"), [(299, 330), (32, 35), (4, 5)])  # 330 / 299, or 1 px
+def test_resize_and_pad_is_that_of_xie_et_al(side: int, wide: int) -> None:
     image = torch.rand(1, 3, side, side)
     for size, top, left in product((0.0, 0.5, 0.999), repeat=3):
-        new = {0.0: 32, 0.5: 33, 0.999: 34}[size]
+        new = {0.0: side, 0.5: (side + wide) // 2, 0.999: wide - 1}[size]
         free = wide - new
         above, before = (int(u * (free + 1)) for u in (top, left))
         assert 0 <= above <= free
@@ -399,10 +399,13 @@ def test_protocol_authors_sets_every_value(config: None) -> None:
     assert not attack.interaction.skip_at_zero
 
 
-def test_an_uncovered_border_is_in_no_set() -> None:
-    piece = Interaction(lam=1, samples=2, cells=9, grid=3, border="uncovered")
+@pytest.mark.parametrize("name", ["interaction", "masked"])
+def test_an_uncovered_border_is_in_no_set(name: str) -> None:
+    sets: dict = {"samples": 2, "cells": 9, "grid": 3, "border": "uncovered"}
+    piece = {"interaction": Interaction(lam=1, **sets), "masked": MaskedLoss(**sets)}[name]
+    attack = Attack(NORMS[0], 1, classify=False, **{name: piece})  # type: ignore[arg-type]
     delta = torch.ones(1, 3, 16, 16)
-    _, inside, outside = piece.terms(delta, ["a"], 1, Draws(0))
+    *_, inside, outside = attack.terms(delta, ["a"], 1, Draws(0))
     from irattack.attacks.objective import to_pixels
 
     pixels = [to_pixels(t.sets, 16, 16, t.side)[0, 0] for t in (inside, outside)]  # type: ignore[arg-type]

@@ -116,7 +116,7 @@ class Attack:
 
     def classification(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Term:
         """Σ_ξ ℓ(h(T(x + δ + ξ)), y) / M."""
-        weight, copies, noise, random = torch.ones_like(delta[:, 0, 0, 0]), 1, None, None
+        weight, copies, noise, random = delta.new_ones(len(delta)), 1, None, None
         if self.samples is not None:
             copies = self.samples.samples
             noise = self.samples.noise(delta, ids, step, draws)

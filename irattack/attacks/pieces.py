@@ -75,7 +75,7 @@ class Interaction(RandomCells):
 
     def terms(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> list[Term]:
         """The terms of J; v(∅) is missing because it does not depend on δ."""
-        present = torch.ones_like(delta[:, 0, 0, 0])
+        present = delta.new_ones(len(delta))
         if self.skip_at_zero:
             present = delta.flatten(1).any(dim=1).to(delta.dtype)
         if self.lam == 0 or not present.any():
@@ -93,7 +93,7 @@ class MaskedLoss(RandomCells):
         self, loss: Value, delta: Tensor, ids: Sequence[str], step: int, draws: Draws
     ) -> list[Term]:
         """The terms of J."""
-        weight = torch.ones_like(delta[:, 0, 0, 0]) / (2 * self.samples)
+        weight = delta.new_ones(len(delta)) / (2 * self.samples)
         return self.both(loss, weight, ids, step, draws, delta.shape[-1])
 
 
