@@ -1,6 +1,7 @@
 """The loop against closed forms, identities and a plain reading of Eq. 42."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack, perturbations
-from irattack.attacks.losses import cross_entropy, margin, margin_loss, strongest_rival
+from irattack.attacks.losses import cross_entropy, margin_loss, strongest_rival
 from irattack.attacks.norms import L2, Free, Linf, Norm
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import (
@@ -97,23 +98,30 @@ def test_interaction_of_all_cells_is_exactly_zero(smooth: nn.Module, images: Ten
     assert g.eq(0).all()
 
 
+@pytest.mark.parametrize("rival", ["set", "step"])
 @pytest.mark.parametrize("loss", [cross_entropy, margin_loss])
-def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss: object) -> None:
-    lam, samples = 0.7, 5
-    interaction = ir(lam, samples)
+def test_gradient_is_that_of_equation_42(
+    smooth: nn.Module, images: Tensor, loss: object, rival: str
+) -> None:
+    lam, samples, others = 0.7, 5, 0
+    interaction = replace(ir(lam, samples), rival=rival)
     attack = Attack(NORMS[0], 1, loss=loss, interaction=interaction)  # type: ignore[arg-type]
-    delta = (0.1 * torch.randn_like(images)).requires_grad_()
+    delta = 4 * torch.randn_like(images)  # so large that sets differ in their strongest class
     y, ids, draws = labels(smooth, images), names(len(images)), Draws(3)
     sets = draws.subsets(ids, 1, samples, 4, 4)
-    terms = attack.terms(delta.detach(), ids, 1, draws)
-    ours = gradient(smooth, images, delta.detach(), y, terms, micro_batch=13)
+    terms = attack.terms(delta, ids, 1, draws)
+    ours = gradient(smooth, images, delta, y, terms, micro_batch=13)
     for i in range(len(images)):
-        d = delta[i : i + 1].detach().requires_grad_()
+        d = delta[i : i + 1].clone().requires_grad_()
         x, label = images[i : i + 1], y[i : i + 1]
-        rival = strongest_rival(smooth(x + d), label)
+        at_delta = strongest_rival(smooth(x + d), label)
 
-        def v(mask: Tensor, x=x, d=d, label=label, rival=rival) -> Tensor:  # type: ignore[no-untyped-def]
-            return margin(smooth(x + mask * d), label, rival)
+        def v(mask: Tensor, x=x, d=d, label=label, at_delta=at_delta) -> Tensor:  # type: ignore[no-untyped-def]
+            h = smooth(x + mask * d)[0]
+            own = max((c for c in range(5) if c != label), key=lambda c: h[c].item())
+            nonlocal others
+            others += own != at_delta.item()
+            return h[own if rival == "set" else at_delta.item()] - h[label]
 
         whole, nothing = v(torch.ones_like(x)), v(torch.zeros_like(x))
         mean = torch.zeros_like(whole)
@@ -123,6 +131,7 @@ def test_gradient_is_that_of_equation_42(smooth: nn.Module, images: Tensor, loss
         objective = loss(smooth(x + d), label) - lam * mean  # type: ignore[operator]
         (expected,) = torch.autograd.grad(objective.sum(), d)
         torch.testing.assert_close(ours[i : i + 1], expected, rtol=1e-10, atol=1e-12)
+    assert others > 0  # or the two rules would not differ here
 
 
 def test_the_whole_perturbation_shares_a_forward_pass(smooth: nn.Module, images: Tensor) -> None:
@@ -275,6 +284,7 @@ def test_which_steps_are_recorded(
         (lambda: GaussianNoise(1, 0.1, "means"), "reduction"),
         (lambda: SkipGradient(rule="author"), "rule"),
         (lambda: Interaction(lam=1, samples=1, cells=1, grid=4, border="share"), "border"),
+        (lambda: Interaction(lam=1, samples=1, cells=1, grid=4, rival="steps"), "rival"),
     ],
 )
 def test_a_name_that_is_not_known_is_refused(make: Callable[[], object], name: str) -> None:

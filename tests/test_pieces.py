@@ -216,6 +216,7 @@ def test_protocol_authors_sets_every_value(config: None) -> None:
     assert attack.interaction is not None
     assert attack.interaction.replacement
     assert attack.interaction.border == "uncovered"
+    assert attack.interaction.rival == "step"
     assert not attack.interaction.skip_at_zero
 
 

@@ -61,6 +61,7 @@ def authors_attack(meta: dict, n: int) -> Attack:
         grid=meta["grid"],
         replacement=True,
         border="uncovered",
+        rival="step",
         skip_at_zero=False,
     )
     samples = None

@@ -29,11 +29,12 @@ def cross_entropy(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Ten
 
 
 def margin_loss(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
-    """The logit difference of Appendix E.1 as classification loss; always its own maximum."""
+    """The margin whose y' is always its own strongest class, whatever rival is given."""
     return margin(logits, y)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin_loss}
+LOSSES = {"ce": cross_entropy, "margin": margin_loss}  # margin: Appendix E.1
+UTILITIES = {"set": margin_loss, "step": margin}  # v(S), with y' of each set or of each step
 
 
 def by_name(name: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:

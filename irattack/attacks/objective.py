@@ -83,7 +83,7 @@ def gradient(
     whose result depends on what shares one.
 
     The terms at x + δ itself come first, in one forward pass; their strongest wrong class is the
-    y' of every other term (the authors' choice: one y' a step, taken at full δ).
+    rival that every other term's value is given.
     """
     total = torch.zeros_like(delta)
     rival = torch.zeros_like(y)

@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from irattack.attacks.losses import margin
+from irattack.attacks.losses import UTILITIES
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
 from irattack.attacks.randomness import Draws
@@ -66,12 +66,20 @@ class Interaction(RandomCells):
 
     Args:
         lam: λ ≥ 0.
+        rival: y' in v(S) = h_y'(x + δ^(S)) − h_y(x + δ^(S)): the strongest wrong class of each
+            `set` S, as Section 3.1 and Eq. 26 define v, or of each `step`, at full δ, for all of
+            its sets (the authors' code).
         skip_at_zero: leave the term out where δ = 0. Its gradient is zero there, but comes out of
             the arithmetic as rounding noise.
     """
 
     lam: float
+    rival: str = "set"
     skip_at_zero: bool = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("rival", self.rival, UTILITIES)
 
     def terms(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> list[Term]:
         """The terms of J; v(∅) is missing because it does not depend on δ."""
@@ -80,9 +88,9 @@ class Interaction(RandomCells):
             present = delta.flatten(1).any(dim=1).to(delta.dtype)
         if self.lam == 0 or not present.any():
             return []
-        weight = self.lam / self.samples * present
-        sets = self.both(margin, weight, ids, step, draws, delta.shape[-1])
-        return [Term(margin, -self.lam * present), *sets]
+        v, weight = UTILITIES[self.rival], self.lam / self.samples * present
+        sets = self.both(v, weight, ids, step, draws, delta.shape[-1])
+        return [Term(v, -self.lam * present), *sets]
 
 
 @dataclass(frozen=True, kw_only=True)

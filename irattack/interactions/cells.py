@@ -59,7 +59,7 @@ def utilities(
 
 
 def rivals(model: nn.Module, x: Tensor, delta: Tensor, y: Tensor) -> Tensor:
-    """argmax_{y' ≠ y} h_{y'}(x + δ), the fixed y' of the attack's interaction loss, (B,)."""
+    """argmax_{y' ≠ y} h_{y'}(x + δ), the y' of an interaction loss with rival=step, (B,)."""
     with torch.no_grad():
         return strongest_rival(model(x + delta), y)
 
