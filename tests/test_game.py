@@ -74,6 +74,11 @@ def test_known_games() -> None:
     np.testing.assert_allclose(game.shapley_interactions(quadratic, N), expected, atol=1e-12)
 
 
-def test_too_many_players() -> None:
+@pytest.mark.parametrize("n", [0, 21])
+def test_too_few_or_too_many_players(n: int) -> None:
     with pytest.raises(InputError, match="1 to 20"):
-        game.shapley_values(lambda sets: sets.sum(axis=1), 21)
+        game.shapley_values(lambda sets: sets.sum(axis=1), n)
+
+
+def test_one_player_has_the_whole_value() -> None:
+    assert game.shapley_values(lambda sets: 3 + 4.0 * sets[:, 0], 1).tolist() == [4.0]

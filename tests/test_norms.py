@@ -89,3 +89,16 @@ def test_l2_starts_at_a_uniform_image_put_into_the_ball() -> None:
     start = L2(0.01, 1.0).start(x, u)
     torch.testing.assert_close(x + start / l2_length(start) * l2_length(u - x), u)
     torch.testing.assert_close(l2_length(start).flatten(), torch.full((2,), 0.01 * 192**0.5))
+
+
+@pytest.mark.parametrize("eps", [0.4 / 255, 2 / 255, 16 / 255])
+def test_rounding_on_the_surface_shortens_what_it_would_lengthen(eps: float) -> None:
+    norm, x = L2(eps, 1.0), torch.zeros(20, 3, 16, 16)
+    levels = 255 * norm.project(torch.randn(x.shape, generator=torch.Generator().manual_seed(0)))
+    limit = 255 * norm.radius(x)
+    assert (l2_length(levels.round()) > limit).sum() > 5  # plain rounding leaves the ball
+    found = norm.round(levels)
+    assert found.eq(found.round()).all()
+    assert l2_length(found).max() <= limit
+    if eps > 1 / 255:
+        assert l2_length(found).min() > 0.95 * limit

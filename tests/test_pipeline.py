@@ -12,6 +12,7 @@ import torch
 from hydra import compose, initialize_config_dir
 
 from irattack.attacks.losses import margin
+from irattack.attacks.norms import Linf
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
@@ -359,3 +360,17 @@ def test_a_tie_is_neither_known_nor_fooled(tmp_path: Path, monkeypatch: pytest.M
         assert found[column][0] == 0
     with pytest.raises(InputError, match="only 0 of"):
         chosen(cell(tmp_path / "judged", "benchmark.sources=[vgg16]"))
+
+
+def test_perturbations_outside_the_ball_are_not_stored() -> None:
+    class Loose(Linf):
+        def round(self, levels: torch.Tensor) -> torch.Tensor:
+            return levels.round()
+
+    images = Images(["a", "b"], np.zeros(2, dtype=int), np.full((2, 3, 4, 4), 100, np.uint8))
+    delta = torch.zeros(2, 3, 4, 4)
+    delta[1, 0, 0, 0] = 10 / 255
+    frame = worker.to_frame(images, delta, Loose(10 / 255, 1 / 255))
+    assert frame[1, 0, 0, 0] == 110
+    with pytest.raises(InputError, match=r"1 of 2 images \(b\): δ leaves the ball"):
+        worker.to_frame(images, delta, Loose(8 / 255, 1 / 255))

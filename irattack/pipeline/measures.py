@@ -261,14 +261,19 @@ class Proofs(OfSource):
         self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
     ) -> tuple[dict[str, Arrays], dict[str, Any]]:
         """The attacks of the proofs on a shard, and the contributions inside each."""
+        import torch
+
         from irattack.attacks.norms import l2_length, of_length
         from irattack.interactions.cells import contributions
         from irattack.interactions.proofs import perturb
+        from irattack.models.network import check_finite
 
         cfg, model = self.cell.cfg, worker.source
         x, y = worker.tensors(shard.images)
         found = perturb(self.settings, model, x, y, shard.images.ids, cfg.seed)
         length, arrays = l2_length(found["multi"]), {}
+        lengths = torch.stack([l2_length(delta).flatten() for delta in found.values()])
+        check_finite(cfg.source, lengths, shard.images.ids)
         for attack, delta in found.items():
             arrays[f"length {attack}"] = l2_length(delta).flatten().cpu().numpy()
             for scale, scaled in (("own", delta), ("equal", of_length(delta, length))):

@@ -66,10 +66,13 @@ def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     """x + δ in 8 bits, still inside ball and box: (B, C, H, W) uint8.
 
     Raises:
-        InputError: δ of an image is not finite, or x + δ leaves [0, 1].
+        InputError: δ of an image is not finite, or leaves the ball, or x + δ leaves [0, 1].
     """
-    levels = norm.round(255 * delta).cpu().numpy()
+    rounded = norm.round(255 * delta)
+    beyond = (255 * norm.project(rounded / 255) - rounded).abs().amax(dim=(1, 2, 3)) > 0.01
+    levels = rounded.cpu().numpy()
     refuse(images, ~np.isfinite(levels), "the gradient of the source is not finite there; mend it")
+    refuse(images, beyond.cpu().numpy(), "δ leaves the ball there; mend the norm's `round`")
     frame = images.pixels + levels
     outside = (frame < 0) | (frame > 255)
     refuse(images, outside, "x + δ leaves [0, 1] there; leave attack.clip as it is")
