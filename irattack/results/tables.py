@@ -127,7 +127,9 @@ def summaries(gain: pd.DataFrame) -> list[str]:
                 f"{method_name(ours)} against {method_name(over)}, {norm}: higher on "
                 f"{(g.gain > 0).sum()} of {len(g)} pairs ({(g.ci_low > 0).sum()} with the interval "
                 f"above 0), lower on {(g.gain < 0).sum()} ({(g.ci_high < 0).sum()} below 0); mean "
-                f"gain {g.gain.mean():+.1f} points."
+                f"gain {g.gain.mean():+.1f} points. By cross-fit {g.crossfit_gain.mean():+.1f} "
+                f"({(g.crossfit_ci_low > 0).sum()} above 0, "
+                f"{(g.crossfit_ci_high < 0).sum()} below)."
             )
             paper = g.paper_gain.dropna()
             if len(paper):
