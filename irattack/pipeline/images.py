@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,6 +34,11 @@ class Listing(BaseModel):
     model_config = ConfigDict(strict=True)
     images: list[Entry]
 
+    @cached_property
+    def digest(self) -> str:
+        """A hash of the images' names, labels and pixels."""
+        return key([list(dict(entry).values()) for entry in self.images])
+
     @field_validator("images")
     @classmethod
     def _each_once(cls, images: list[Entry]) -> list[Entry]:
@@ -59,10 +65,10 @@ def manifest(cell: Cell) -> Artifact[Manifest]:
     return Artifact(path, cell.images_facts, Manifest)
 
 
-_read: dict[tuple[Path, int, int, str], list[Entry]] = {}  # manifests, while they do not change
+_read: dict[tuple[Path, int, int, str], Listing] = {}  # manifests, while they do not change
 
 
-def entries(cell: Cell) -> list[Entry] | None:
+def listing(cell: Cell) -> Listing | None:
     """The images of a cell, if they are chosen.
 
     Raises:
@@ -79,7 +85,7 @@ def entries(cell: Cell) -> list[Entry] | None:
         found = listed(path, cell.cfg.images) if path != own.path else own.card()
         if found is None:
             return None
-        _read[known] = found.images
+        _read[known] = found
     return _read[known]
 
 
@@ -100,12 +106,6 @@ def listed(path: Path, count: int) -> Listing:
     return Listing(images=found.images[:count])
 
 
-def images_digest(cell: Cell) -> str | None:
-    """A hash of the images' names, labels and pixels; None if they are not chosen."""
-    found = entries(cell)
-    return None if found is None else key([list(dict(entry).values()) for entry in found])
-
-
 @dataclass(frozen=True)
 class Choice(Job):
     """Chooses the images that every source model classifies correctly."""
@@ -123,7 +123,7 @@ class Choice(Job):
 
     def missing(self) -> list[str]:
         """Nothing is missing of images that are listed, by the user or by an earlier choice."""
-        return [] if entries(self.cell) else [self.kind]
+        return [] if listing(self.cell) else [self.kind]
 
     def make(self, missing: list[str]) -> list[str]:
         """Writes the manifest; of several processes, the first to finish decides."""
@@ -135,7 +135,7 @@ class Choice(Job):
         images = [dict(zip(Entry.model_fields, entry, strict=True)) for entry in chosen.entries()]
         for once in (True, False):  # what is there, and cannot be used, is replaced
             self.artifact().keep(once=once, made_with=made_with(self.cell.cfg), images=images)
-            if entries(self.cell):
+            if listing(self.cell):
                 break
         return []
 
@@ -147,7 +147,8 @@ def images_of(cell: Cell) -> Images:
         InputError: an image has changed since, or a model does not know a class.
     """
     candidates: Candidates = instantiate(cell.cfg.benchmark.data)
-    wanted = entries(cell) or []
+    chosen = listing(cell)
+    wanted = chosen.images if chosen else []
     rows = {name: row for row, name in enumerate(candidates.ids)}
     changed = [entry.id for entry in wanted if entry.id not in rows]
     if not changed:

@@ -10,7 +10,7 @@ from irattack.code import code_of
 from irattack.data.images import Images
 from irattack.pipeline.artifact import Arrays, Artifact, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Shard, file_name
-from irattack.pipeline.images import Choice, images_digest, images_of
+from irattack.pipeline.images import Choice, images_of, listing
 from irattack.pipeline.job import Job
 
 if TYPE_CHECKING:
@@ -80,7 +80,8 @@ class ByShards(Job):
     def artifact(self, name: str) -> Artifact:
         """The merged arrays."""
         path, facts, schema = self.whole(name)
-        facts = facts | {"images": images_digest(self.cell), "n": self.images}
+        chosen = listing(self.cell)
+        facts = facts | {"images": chosen.digest if chosen else None, "n": self.images}
         facts |= code_of({"_target_": f"{type(self).__module__}.{type(self).__name__}"})
         return Artifact(path, facts, schema, self.shapes(name, self.images))
 

@@ -11,7 +11,7 @@ from irattack.data.images import Images
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell, Shard
-from irattack.pipeline.images import Choice, entries, images_of
+from irattack.pipeline.images import Choice, images_of, listing
 from irattack.pipeline.job import Job
 
 
@@ -68,7 +68,7 @@ class LastStep(Job):
 
     def missing(self) -> list[str]:
         """The shards of this run's share that lack the last step."""
-        if entries(self.cell) is None:
+        if listing(self.cell) is None:
             return [self.kind]
         share = self.cell.share(images_of(self.cell))
         cards = {str(shard.index): of_shard(self.cell, shard).card() for shard in share}
