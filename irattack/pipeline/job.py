@@ -94,9 +94,11 @@ def do(job: Job, missing: list[str]) -> list[str]:
     """`ensure`, where it is known what is missing."""
     if not missing:
         return []
-    needs = [(need, need.missing()) for need in job.needs]
-    for need, absent in needs:
-        do(need, absent)
-    if any(absent for _, absent in needs):  # which may be among the facts of this job
+    worked = False
+    for need in job.needs:
+        if absent := need.missing():  # asked in turn: what one makes decides what the next lacks
+            do(need, absent)
+            worked = True
+    if worked:  # on what may be among the facts of this job
         missing = job.missing()
     return job.make(missing) if missing else []
