@@ -45,7 +45,12 @@ def one_of(*names: str) -> Any:
     return Annotated[str, BeforeValidator(check)]
 
 
-Given = int | float | str
+def no_flag(value: Any) -> Any:
+    """A value that is neither true nor false, which would pass for 1 and 0."""
+    return refuse() if isinstance(value, bool) else value
+
+
+Given = Annotated[int | float | str, BeforeValidator(no_flag)]
 T = TypeVar("T")
 AsNumber = Annotated[T, AfterValidator(number)]  # 8/255 becomes 0.0313…
 Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
