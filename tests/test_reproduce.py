@@ -206,3 +206,14 @@ def test_overrides_select_among_the_cells_of_a_table() -> None:
     assert plans.select("table1", legs, ["norm=l2"]) == (legs[1:], [])
     with pytest.raises(InputError, match="expected one of linf, l2"):
         plans.select("table1", legs, ["norm=l1"])
+
+
+def test_parameters_of_jobs() -> None:
+    jobs = [{"_target_": "a.B", "alpha": 0.02, "loss": loss} for loss in ("ce", "margin")]
+    overrides = ["alpha=2/255", "loss=ce", "seed=1"]
+    assert plans.with_parameters(jobs, overrides) == (
+        [{"_target_": "a.B", "alpha": 2 / 255, "loss": "ce"}],
+        ["seed=1"],
+    )
+    with pytest.raises(InputError, match="what its yaml lists, not jobs"):
+        plans.plan("table1", ["jobs=[]"])
