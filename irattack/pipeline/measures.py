@@ -13,9 +13,9 @@ from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import VERSION as CELL_VERSION
 from irattack.pipeline.cell import Shard, file_name
 from irattack.pipeline.job import Job
-from irattack.pipeline.settings import PRECISIONS
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import LastStep
+from irattack.pipeline.values import PRECISIONS
 
 if TYPE_CHECKING:
     from irattack.pipeline.worker import Worker

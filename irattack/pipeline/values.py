@@ -7,6 +7,12 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
+    "fp32": "float32, TF32 off",
+    "tf32": "float32 with TF32 on CUDA",
+    "bf16": "bfloat16 networks",
+}
+
 
 def number(value: Any) -> float:
     """A number, or a fraction such as 8/255, as a float; not a number where it is neither."""
@@ -72,6 +78,6 @@ Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,
 Path_ = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    AfterValidator(lambda value: str(Path(value).expanduser())),
+    AfterValidator(lambda value: str(Path(value).expanduser()) if value else refuse()),
     Field(description="the path of a folder, such as results or '~/results' in quotes"),
 ]
