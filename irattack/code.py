@@ -4,71 +4,111 @@ What ships with irattack is told apart by its versions instead, and a package th
 the one file that holds what is named.
 """
 
+import ast
 import sys
 import sysconfig
 from collections.abc import Iterator
-from importlib.machinery import ModuleSpec, PathFinder
-from modulefinder import ModuleFinder
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from irattack.errors import InputError
 from irattack.hashing import sha256
 
-NAMING = ("_target_", "path", "factory")  # keys whose values name a function or a class
+NAMING = ("_target_", "path", "factory", "_args_")  # keys of names of functions and classes
 OURS = ("irattack", "hydra")
 
 
 def code_of(facts: Any) -> dict[str, str]:
-    """The SHA-256 of each source file behind the functions and classes that some facts name."""
-    found: dict[str, str] = {}
+    """The SHA-256 of each module behind the functions and classes that some facts name."""
+    found: dict[str, Path] = {}
     for name in named(facts):
-        if name.split(".")[0] not in OURS and (path := source(name)) is not None:
-            for file in [path, *local_imports(path)]:
-                found[file.name] = sha256(file)
-    return dict(sorted(found.items()))
+        if name.split(".")[0] not in OURS and (origin := source(name)) is not None:
+            module, path = origin
+            if is_installed(path):
+                found[module] = path
+            else:
+                gather(module, found)
+    return {module: sha256(path) for module, path in sorted(found.items())}
 
 
 def named(facts: Any) -> Iterator[str]:
     """The dotted names in nested facts."""
     if isinstance(facts, dict):
         for key, value in facts.items():
-            if key in NAMING and isinstance(value, str) and "." in value:
-                yield value
-            else:
-                yield from named(value)
+            for text in value if key == "_args_" and isinstance(value, list) else [value]:
+                if key in NAMING and isinstance(text, str) and "." in text:
+                    yield text
+                else:
+                    yield from named(text)
     elif isinstance(facts, list):
         for value in facts:
             yield from named(value)
 
 
-def source(name: str) -> Path | None:
-    """The file of the module in which a dotted name is defined; nothing is imported."""
-    spec: ModuleSpec | None = None
-    for end in range(1, len(name.split(".")) + 1):
-        parent = spec.submodule_search_locations if spec else None
-        if spec is not None and parent is None:
-            break
-        deeper = PathFinder.find_spec(".".join(name.split(".")[:end]), parent)
-        if deeper is None:
-            break
-        spec = deeper
-    origin = spec.origin if spec else None
-    return Path(origin) if origin and origin.endswith(".py") else None
+def source(name: str) -> tuple[str, Path] | None:
+    """The module in which a dotted name is defined, and its file; nothing is imported."""
+    found = {module: file_of(module) for module in prefixes(name)}
+    return next(((module, path) for module, path in found.items() if path is not None), None)
 
 
-def local_imports(path: Path) -> list[Path]:
-    """The modules that a file imports, directly or not, where they are not installed packages."""
-    places = {Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")}
+def prefixes(name: str) -> list[str]:
+    """What may be modules in a dotted name: `a.b.c`, `a.b` and `a`."""
+    parts = name.split(".")
+    return [".".join(parts[:end]) for end in range(len(parts), 0, -1)]
 
-    def is_installed(folder: str) -> bool:
-        resolved = Path(folder or ".").resolve()
-        return any(resolved.is_relative_to(place) for place in places)
 
-    if is_installed(str(path.parent)):
-        return []
-    finder = ModuleFinder(path=[folder for folder in sys.path if not is_installed(folder)])
-    finder.run_script(str(path))
-    modules: list[Any] = list(finder.modules.values())
-    files = [Path(module.__file__) for module in modules if module.__file__]
-    ours = Path(__file__).parent
-    return sorted(file for file in files if file != path and not file.is_relative_to(ours))
+def file_of(module: str) -> Path | None:
+    """The source of a module, where Python searches; a package needs no __init__.py."""
+    for folder in sys.path:
+        base = Path(folder or ".").joinpath(*module.split("."))
+        for path in (base / "__init__.py", base.parent / f"{base.name}.py"):
+            if path.is_file():
+                return path
+    return None
+
+
+@cache
+def places() -> list[Path]:
+    """Where Python's own modules and installed packages lie."""
+    return [Path(sysconfig.get_path(kind)).resolve() for kind in ("stdlib", "purelib", "platlib")]
+
+
+def is_installed(path: Path) -> bool:
+    """Whether a module is Python's own or of an installed package."""
+    return any(path.resolve().is_relative_to(place) for place in places())
+
+
+def gather(name: str, found: dict[str, Path]) -> None:
+    """Adds the modules of a dotted name, and those they import, where they are the user's own.
+
+    The packages that a module lies in are among them, since Python runs those first.
+    """
+    for module in prefixes(name):
+        if module in found or module.split(".")[0] in OURS:
+            continue
+        path = file_of(module)
+        if path is not None and not is_installed(path):
+            found[module] = path
+            for imported in imports(module, path):
+                gather(imported, found)
+
+
+def imports(module: str, path: Path) -> Iterator[str]:
+    """What a module imports, as dotted names; of `from a import b` also a.b, if it is a module.
+
+    Raises:
+        InputError: it is not Python.
+    """
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path}: is not Python ({error}); mend it.") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            parts = module.split(".") + ["__init__"] * (path.name == "__init__.py")
+            package = parts[: -node.level] if node.level else []
+            base = ".".join([*package, *([node.module] if node.module else [])])
+            yield from (f"{base}.{alias.name}" for alias in node.names)

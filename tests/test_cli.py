@@ -58,6 +58,8 @@ MISTAKES = {
     "lam=-1": "must be 0 or more",
     "lam=abc": "expected a finite number",
     "lam=1e999": "expected a finite number",
+    "lam=true": "expected a finite number",
+    "eps=true": "radius in (0, 1]",
     "eps=0": "radius in (0, 1]",
     "eps=1.01": "radius in (0, 1]",
     "eps=256/255": "radius in (0, 1]",
@@ -83,6 +85,10 @@ MISTAKES = {
     "pretrained=1": "pretrained=1: expected true or false",
     "seed=1.5": "seed=1.5: expected a whole number",
     "precision=fp16": "did you mean bf16",
+    "output=''": "expected the path of a folder",
+    "protocol.rival=foo": "protocol.rival=foo: expected one of set, step",
+    "protocol.skip_at_zero=1": "protocol.skip_at_zero=1: expected true or false",
+    "+protocol.foo=1": "protocol.foo=…: no such setting",
     "device=gpu": "expected one of auto, cpu, cuda",
     "manifest=nowhere.json": "manifest=nowhere.json: no such file",
     "output=[1]": "output=[1]: expected the path of a folder",
@@ -224,6 +230,12 @@ def test_a_setting_without_effect_is_named(run: Run) -> None:
     status, out, _ = run("attack=pgd", "lam=2", "source=alexnet", *QUICK)
     assert status == 0
     assert "lam=… has no effect: attack=pgd does not use it." in out
+    inside = "jobs=[{_target_:irattack.pipeline.measures.Contributions}]"
+    small = ["grid=2", "cells=2", "images=2", "steps=1", "threads=1"]
+    status, out, _ = run("attack=pgd", "source=alexnet", inside, *small)
+    assert status == 0
+    assert "cells=… has no effect" in out
+    assert "grid=… has no effect" not in out
     status, out, _ = run("attack=ir", "lam=2", "source=alexnet", *QUICK)
     assert status == 0
     assert "no effect" not in out

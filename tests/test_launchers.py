@@ -10,7 +10,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from irattack.commands import reproduce
-from irattack.commands.launch import failures, of_launcher
+from irattack.commands.launch import as_sweep, failures, of_launcher
 from irattack.conf import CONF
 
 SMALL = [
@@ -158,3 +158,8 @@ def test_failures_keep_a_bug_of_a_single_process(monkeypatch: pytest.MonkeyPatch
 def test_overrides_of_the_launcher() -> None:
     given = ["hydra/launcher=slurm", "hydra.launcher.mem_gb=4", "+hydra.launcher.a=1", "lam=1"]
     assert [of_launcher(text) for text in given] == [True, True, True, False]
+
+
+def test_choices_of_equal_values_are_told_apart() -> None:
+    first, second = as_sweep([{"source": "a", "c": 1}, {"source": "a", "p": 1}])[6:].split(",")
+    assert first != second

@@ -19,14 +19,15 @@ from irattack.data import photos
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.models import network, zoo
-from irattack.pipeline import files, worker
+from irattack.pipeline import files, sharded, worker
 from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import Artifact, to_bytes
 from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.codec import read_frames
-from irattack.pipeline.compute import set_tf32
+from irattack.pipeline.compute import device, set_tf32
 from irattack.pipeline.images import Choice, images_of, manifest
 from irattack.pipeline.job import ensure
+from irattack.pipeline.measures import NeighbourMaps
 from irattack.pipeline.results import Results, arrays, rows
 from irattack.pipeline.steps import of_shard
 from irattack.results import paper, tables
@@ -374,3 +375,31 @@ def test_perturbations_outside_the_ball_are_not_stored() -> None:
     assert frame[1, 0, 0, 0] == 110
     with pytest.raises(InputError, match=r"1 of 2 images \(b\): δ leaves the ball"):
         worker.to_frame(images, delta, Loose(8 / 255, 1 / 255))
+
+
+def test_what_is_measured_of_an_attack_needs_no_earlier_run(tmp_path: Path) -> None:
+    one = cell(tmp_path, "source=alexnet", "images=2", "grid=2", "cells=2")
+    job = NeighbourMaps(one, contexts=2, drawn=1)
+    assert ensure(job) == [] == job.missing()
+
+
+def test_code_is_a_fact_of_the_whole_and_of_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "source=alexnet", "images=2", "grid=2", "cells=2")
+    job, (shard,) = NeighbourMaps(one), one.shards(chosen(one))
+
+    def facts() -> list[dict]:
+        return [job.artifact(job.kind).facts, job.part(job.kind, shard).facts]
+
+    monkeypatch.setattr(sharded, "code_of", lambda _: {"mine": "old"})
+    before = facts()
+    monkeypatch.setattr(sharded, "code_of", lambda _: {"mine": "edited"})
+    assert all(old != new for old, new in zip(before, facts(), strict=True))
+
+
+def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert device(cell(tmp_path).cfg).type == "cpu"
+    with pytest.raises(InputError, match="use device=auto or device=cpu"):
+        device(cell(tmp_path, "device=cuda").cfg)

@@ -26,7 +26,7 @@ from irattack.pipeline.compute import build, device, prepare
 from irattack.pipeline.job import Job
 from irattack.pipeline.measures import OfAttack
 from irattack.pipeline.results import Results
-from irattack.pipeline.settings import PRECISIONS
+from irattack.pipeline.values import PRECISIONS
 
 BATCHES = {"cpu": [8, 16, 32], "cuda": [16, 32, 64, 128, 256]}
 

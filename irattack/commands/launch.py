@@ -26,7 +26,7 @@ def as_sweep(choices: list[dict[str, Any]]) -> str:
 
     Hydra sweeps over products only; so each choice becomes a config of the group `cell`.
     """
-    names = []
+    names: list[str] = []
     for choice in choices:
         groups = {key: value for key, value in choice.items() if is_group(key)}
         defaults = [{f"override /{key}": value} for key, value in groups.items()]
@@ -34,6 +34,7 @@ def as_sweep(choices: list[dict[str, Any]]) -> str:
         for key in choice.keys() - groups.keys():
             OmegaConf.update(node, key, choice[key])
         told = [value for key, value in choice.items() if key not in ("jobs", "targets")]
+        told = [*told, len(names)]  # two may have equal values of unlike settings
         names.append("-".join(re.sub(r"[^\w.]", "_", str(value)) for value in told))
         ConfigStore.instance().store(group="cell", name=names[-1], node=node, package="_global_")
     return f"+cell={','.join(names)}"

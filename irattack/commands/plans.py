@@ -6,6 +6,7 @@ function that writes it.
 """
 
 import contextlib
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from irattack.conf import CONF, folders, is_group, yamls
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
+from irattack.pipeline.values import number
 
 BASIC = ("norm", "source", "attack")
 ELSEWHERE = (  # settings that change where something is computed or kept, not what
@@ -132,7 +134,11 @@ def with_parameters(
     listed = {name for job in jobs for name in job}
     given = [text for text in overrides if text.split("=")[0] in listed]
     values: Any = OmegaConf.to_container(OmegaConf.from_dotlist(given))
+    for name, value in values.items():
+        found = number(value)  # 2/255, too
+        values[name] = found if isinstance(value, str) and math.isfinite(found) else value
     jobs = [job | {name: values[name] for name in job if name in values} for job in jobs]
+    jobs = [job for i, job in enumerate(jobs) if job not in jobs[:i]]  # which may now be one
     return jobs, [text for text in overrides if text not in given]
 
 
@@ -156,6 +162,11 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
     definition = load_definition(name)
     if definition.get("benchmark", benchmark(overrides)) != benchmark(overrides):
         raise InputError(f"{name}: is of benchmark={definition['benchmark']} alone.")
+    if any(text.lstrip("+").startswith("jobs=") for text in overrides):
+        raise InputError(
+            f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
+            "it to `python -m irattack` without `reproduce`."
+        )
     kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
     called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
     legs = [

@@ -42,7 +42,10 @@ def register_resolvers() -> None:
 
 
 def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
-    """Those of the given settings of an attack that this attack does not use."""
+    """Those of the given settings of an attack that this attack does not use.
+
+    What is measured beside success rates is measured on the grid, whatever the attack.
+    """
     used = OmegaConf.to_yaml(cfg.attack, resolve=False)
     own: tuple[str, ...] = (
         "lam",
@@ -58,6 +61,8 @@ def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
         "norm",
     )
     own = (*own, "eps") if "penalty" in cfg.attack else own
+    if any(not str(job.get("_target_")).endswith(".Results") for job in cfg.jobs):
+        used += "${grid}"
     names = [text.split("=")[0] for text in given]
     return [name for name in names if name in own and not re.search(rf"\$\{{{name}\b", used)]
 

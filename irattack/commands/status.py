@@ -35,7 +35,7 @@ def size(path: Path) -> int:
 
 
 def leftovers(root: Path) -> Iterator[Path]:
-    """Temporary files (`store.replacing`) of processes that were killed while they wrote."""
+    """Temporary files (`files.replacing`) of processes that were killed while they wrote."""
     paths = (path for path in root.rglob(".*") if re.search(r"\.[0-9a-f]{32}$", path.name))
     old = time.time() - 3600  # a younger one may be in use
     return (path for path in paths if path.is_file() and path.lstat().st_mtime < old)

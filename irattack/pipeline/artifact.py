@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Arrays = dict[str, "np.ndarray"]
-Shapes = Mapping[str, tuple[int | None, ...]]
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class MadeWith(BaseModel):
@@ -110,7 +110,7 @@ class Artifact(Generic[C]):
     def _valid(self, found: dict[str, Any]) -> C | None:
         try:
             card = self.schema.model_validate(found)
-        except (ValidationError, RecursionError):
+        except (ValidationError, RecursionError, LookupError, TypeError):  # facts of another kind
             return None
         return card if self.shapes is None or shapes_of(self.path) == dict(self.shapes) else None
 
@@ -121,8 +121,13 @@ class Artifact(Generic[C]):
             payload: arrays are stored as safetensors.
             once: leave a card that is there already, of another process that was faster.
             says: what the schema demands besides the facts.
+
+        Raises:
+            InputError: the arrays are not those that `shapes` says; they would never be read.
         """
         digest = None
+        if isinstance(payload, dict) and self.shapes is not None:
+            check_arrays(self.path, payload, self.shapes)
         if payload is not None:
             content = payload if isinstance(payload, bytes) else to_bytes(payload)
             files.write_bytes(self.path, content)
@@ -159,6 +164,17 @@ def different(given: Any, facts: dict[str, Any]) -> list[str]:
     """The names of the facts that a card says otherwise, or not at all."""
     said = given if isinstance(given, dict) else {}
     return [name for name in {**facts, **said} if said.get(name) != facts.get(name)] or ["facts"]
+
+
+def check_arrays(path: Path, arrays: Arrays, shapes: Shapes) -> None:
+    """Raises InputError unless these are float arrays of these shapes."""
+    given = {name: array.shape for name, array in arrays.items()}
+    kinds = sorted({str(array.dtype) for array in arrays.values()})
+    if given != dict(shapes) or not {*kinds} <= {"float32", "float64"}:
+        raise InputError(
+            f"{path}: gets {' and '.join(kinds)} arrays {given} where its job promises float32 or "
+            f"float64 {dict(shapes)}; mend the job's `shapes` or what it measures."
+        )
 
 
 def to_bytes(arrays: Arrays) -> bytes:

@@ -15,7 +15,8 @@ from irattack.data.images import Images
 from irattack.errors import unknown
 from irattack.hashing import key, sha256
 from irattack.models import zoo
-from irattack.pipeline.settings import PRECISIONS, Settings, settings_of
+from irattack.pipeline.settings import Settings, settings_of
+from irattack.pipeline.values import PRECISIONS
 
 VERSION = 3  # raise it when the same configuration starts to give other perturbations
 

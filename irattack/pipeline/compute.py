@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import in_bfloat16, networks
@@ -41,10 +42,15 @@ def without_tf32() -> Iterator[None]:
 
 
 def device(cfg: Settings) -> torch.device:
-    """The device of this run."""
-    if cfg.device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(cfg.device)
+    """The device of this run.
+
+    Raises:
+        InputError: it is not there.
+    """
+    found = torch.cuda.is_available()
+    if cfg.device == "cuda" and not found:
+        raise InputError("device=cuda: PyTorch finds none here; use device=auto or device=cpu.")
+    return torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
 
 
 def to_device(pixels: np.ndarray, cfg: Settings) -> Tensor:

@@ -94,10 +94,11 @@ def do(job: Job, missing: list[str]) -> list[str]:
     """`ensure`, where it is known what is missing."""
     if not missing:
         return []
-    made = False
-    for need in job.needs:  # in order, since one may decide what the next lacks
-        absent = need.missing()
-        do(need, absent)
-        made = made or bool(absent)
-    missing = job.missing() if made else missing  # what was made may be among its facts
+    worked = False
+    for need in job.needs:
+        if absent := need.missing():  # asked in turn: what one makes decides what the next lacks
+            do(need, absent)
+            worked = True
+    if worked:  # on what may be among the facts of this job
+        missing = job.missing()
     return job.make(missing) if missing else []

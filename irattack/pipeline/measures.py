@@ -13,9 +13,9 @@ from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import VERSION as CELL_VERSION
 from irattack.pipeline.cell import Shard, file_name
 from irattack.pipeline.job import Job
-from irattack.pipeline.settings import PRECISIONS
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import LastStep
+from irattack.pipeline.values import PRECISIONS
 
 if TYPE_CHECKING:
     from irattack.pipeline.worker import Worker
@@ -100,6 +100,8 @@ class Contributions(OfAttack):
 class NeighbourMaps(OfAttack):
     """E_{j ∈ N_i}[I_ij] of every cell i at the last step (Figures 2, 8), (N, L, L).
 
+    With them goes δ in 8-bit levels, (N, 3, H, W), so that the figure does not need the step cache.
+
     Args:
         contexts: K, sampled contexts S for each pair of neighbours.
         drawn: how many images.
@@ -126,9 +128,10 @@ class NeighbourMaps(OfAttack):
         return {"contexts": self.contexts, "drawn": self.images}
 
     def shapes(self, name: str, images: int) -> Shapes:
-        """Values and their standard errors."""
-        each = (images, self.cell.cfg.grid, self.cell.cfg.grid)
-        return {"value": each, "error": each}
+        """Values, their standard errors, and δ."""
+        size, grid = self.cell.cfg.benchmark.size, self.cell.cfg.grid
+        each = (images, grid, grid)
+        return {"value": each, "error": each, "levels": (images, 3, size, size)}
 
     def measure(
         self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
@@ -143,7 +146,8 @@ class NeighbourMaps(OfAttack):
             *(self.contexts, self.cell.cfg.grid, worker.micro_batch),
         )
         step()
-        arrays = {"value": found.value.numpy(), "error": found.error.numpy()}
+        levels = (255 * delta).round().cpu().numpy()
+        arrays = {"value": found.value.numpy(), "error": found.error.numpy(), "levels": levels}
         return {self.kind: arrays}, worker.made()
 
 

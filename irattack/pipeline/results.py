@@ -11,8 +11,8 @@ import numpy as np
 from irattack.pipeline import statistics
 from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name
-from irattack.pipeline.settings import PRECISIONS
 from irattack.pipeline.sharded import ByShards, Part
+from irattack.pipeline.values import PRECISIONS
 
 if TYPE_CHECKING:
     import pandas as pd

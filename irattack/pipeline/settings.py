@@ -14,6 +14,7 @@ from irattack.conf import yamls
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
 from irattack.pipeline.values import (
+    PRECISIONS,
     RADIUS,
     AsNumber,
     AtLeast0,
@@ -28,12 +29,6 @@ from irattack.pipeline.values import (
     one_of,
     within,
 )
-
-PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
-    "fp32": "float32, TF32 off",
-    "tf32": "float32 with TF32 on CUDA",
-    "bf16": "bfloat16 networks",
-}
 
 
 class Strict(BaseModel):
@@ -92,12 +87,17 @@ class Norm(BaseModel):
     step_size: AsNumber[Positive]
 
 
-class Protocol(BaseModel):
-    """How the paper is read (conf/protocol); `sgm` and the like are values of the pieces."""
+class Protocol(Strict):
+    """How the paper is read (conf/protocol): values of the loop and of its pieces."""
 
-    model_config = ConfigDict(extra="allow")
     name: str
-    sgm: str
+    record: one_of("after", "before", "last")  # type: ignore[valid-type]
+    reduction: one_of("mean", "sum")  # type: ignore[valid-type]
+    sgm: one_of("exact", "authors")  # type: ignore[valid-type]
+    replacement: Flag
+    border: one_of("shared", "uncovered")  # type: ignore[valid-type]
+    rival: one_of("set", "step")  # type: ignore[valid-type]
+    skip_at_zero: Flag
 
 
 class AttackSettings(BaseModel):

@@ -77,19 +77,25 @@ class ByShards(Job):
         """Of the artifacts."""
         return [self.whole(self.names[0])[0].parent]
 
+    @property
+    def _code(self) -> dict[str, Any]:
+        """The fact of a user's own job."""
+        code = code_of({"_target_": f"{type(self).__module__}.{type(self).__name__}"})
+        return {"code": code} if code else {}
+
     def artifact(self, name: str) -> Artifact:
         """The merged arrays."""
         path, facts, schema = self.whole(name)
         chosen = listing(self.cell)
-        facts = facts | {"images": chosen.digest if chosen else None, "n": self.images}
-        facts |= code_of({"_target_": f"{type(self).__module__}.{type(self).__name__}"})
+        images = {"images": chosen.digest if chosen else None, "n": self.images}
+        facts = facts | self._code | images
         return Artifact(path, facts, schema, self.shapes(name, self.images))
 
     def part(self, name: str, shard: Shard) -> Artifact[Part]:
         """The arrays of one shard."""
         path, facts, _ = self.whole(name)
         path = path.parent / "parts" / f"{shard.index:04}-{file_name(path.stem)}.safetensors"
-        facts = facts | {"shard": shard.digest}
+        facts = facts | self._code | {"shard": shard.digest}
         return Artifact(path, facts, Part, self.shapes(name, len(shard.images)))
 
     def parts(self, name: str) -> list[Path]:

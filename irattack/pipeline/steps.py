@@ -7,7 +7,6 @@ from pathlib import Path
 import numpy as np
 from pydantic import model_validator
 
-from irattack.data.images import Images
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell, Shard
@@ -102,9 +101,3 @@ def last_frame(cell: Cell, shard: Shard) -> np.ndarray:
     assert card is not None, f"{steps.path}: LastStep comes first"
     *_, frame = read_frames(steps.path, shard.images.pixels, len(card.kept))
     return frame
-
-
-def last_frames(cell: Cell) -> tuple[Images, np.ndarray]:
-    """The images of a cell and their adversarial images at the last step, (N, C, H, W) uint8."""
-    images = images_of(cell)
-    return images, np.concatenate([last_frame(cell, shard) for shard in cell.shards(images)])

@@ -7,6 +7,12 @@ from typing import Annotated, Any, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
+    "fp32": "float32, TF32 off",
+    "tf32": "float32 with TF32 on CUDA",
+    "bf16": "bfloat16 networks",
+}
+
 
 def number(value: Any) -> float:
     """A number, or a fraction such as 8/255, as a float; not a number where it is neither."""
@@ -45,7 +51,12 @@ def one_of(*names: str) -> Any:
     return Annotated[str, BeforeValidator(check)]
 
 
-Given = int | float | str
+def no_flag(value: Any) -> Any:
+    """A value that is neither true nor false, which would pass for 1 and 0."""
+    return refuse() if isinstance(value, bool) else value
+
+
+Given = Annotated[int | float | str, BeforeValidator(no_flag)]
 T = TypeVar("T")
 AsNumber = Annotated[T, AfterValidator(number)]  # 8/255 becomes 0.0313…
 Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
@@ -67,6 +78,6 @@ Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,
 Path_ = Annotated[
     str,
     BeforeValidator(lambda value: str(value) if type(value) in (int, float) else value),
-    AfterValidator(lambda value: str(Path(value).expanduser())),
+    AfterValidator(lambda value: str(Path(value).expanduser()) if value else refuse()),
     Field(description="the path of a folder, such as results or '~/results' in quotes"),
 ]

@@ -7,9 +7,9 @@ import pandas as pd
 import seaborn as sns
 
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.images import images_of
 from irattack.pipeline.job import job_of
 from irattack.pipeline.measures import Hessians, NeighbourMaps, Proofs
-from irattack.pipeline.steps import last_frames
 from irattack.results.names import method_name, title
 from irattack.results.plotting import Definition, panels, save
 
@@ -20,9 +20,8 @@ def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     count, contexts = job.images, job.contexts
     data, drawn = [], []
     for cell in cells:
-        images, frames = last_frames(cell)
-        found = job_of(cell, NeighbourMaps).values()
-        drawn.append((images.pixels, frames, found["value"]))
+        images, found = images_of(cell), job_of(cell, NeighbourMaps).values()
+        drawn.append((images.pixels, found["levels"], found["value"]))
         for (image, row, column), value in np.ndenumerate(found["value"]):
             error = found["error"][image, row, column]
             data.append((cell.method, images.ids[image], row, column, value, error))
@@ -38,12 +37,12 @@ def fig2(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         axis.set_xticks([])
         axis.set_yticks([])
         image, column = divmod(k, columns)
-        pixels, frames, maps = drawn[max(column - 1, 0) // 2]
+        pixels, levels, maps = drawn[max(column - 1, 0) // 2]
         picture = pixels[image].transpose(1, 2, 0)
         if column == 0:
             axis.imshow(picture, interpolation="nearest")
         elif column % 2:
-            delta = frames[image].transpose(1, 2, 0) - picture.astype(float)
+            delta = levels[image].transpose(1, 2, 0).astype(float)
             axis.imshow(0.5 + delta / (2 * np.abs(delta).max()), interpolation="nearest")
         else:
             colours = {"cmap": "RdBu_r", "vmin": -limit, "vmax": limit}

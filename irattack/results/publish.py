@@ -9,7 +9,7 @@ from tabulate import tabulate
 from irattack.pipeline import files as disk
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import cards
-from irattack.pipeline.settings import PRECISIONS
+from irattack.pipeline.values import PRECISIONS
 from irattack.results.names import title
 
 LATEX = {
