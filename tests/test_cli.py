@@ -91,6 +91,7 @@ MISTAKES = {
     "+protocol.foo=1": "protocol.foo=…: no such setting",
     "device=gpu": "expected one of auto, cpu, cuda",
     "manifest=nowhere.json": "manifest=nowhere.json: no such file",
+    "jobs=[{_target_:irattack.pipeline.measures.NeighbourMaps,drawn:0}]": "one image",
     "output=[1]": "output=[1]: expected the path of a folder",
     "jobs=[{_target_:nowhere.Work}]": "cannot be made",
     "jobs=[{_target_:irattack.pipeline.measures.Contributions,len:1}]": "cannot be made",
@@ -114,6 +115,13 @@ def test_a_mistake_is_one_sentence(mistake: str, run: Run, tmp_path: Path) -> No
     assert out == ""
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.suffix != ".log"]
     assert left == []
+
+
+def test_a_slot_that_there_is_not(run: Run) -> None:
+    status, out, err = run("attack=ir", "+attack.foo=3", *QUICK)
+    assert (status, out) == (2, "")
+    assert err.startswith("irattack: attack=ir: cannot be made (")
+    assert err.count("\n") == 1
 
 
 def test_unknown_table(run: Run) -> None:
@@ -236,6 +244,8 @@ def test_a_setting_without_effect_is_named(run: Run) -> None:
     assert status == 0
     assert "cells=… has no effect" in out
     assert "grid=… has no effect" not in out
+    status, out, _ = run("attack=noise", "loss=margin", "source=alexnet", *QUICK)
+    assert "loss=… has no effect: attack=noise does not use it." in out
     status, out, _ = run("attack=ir", "lam=2", "source=alexnet", *QUICK)
     assert status == 0
     assert "no effect" not in out

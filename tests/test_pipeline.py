@@ -27,7 +27,7 @@ from irattack.pipeline.codec import read_frames
 from irattack.pipeline.compute import device, set_tf32
 from irattack.pipeline.images import Choice, images_of, manifest
 from irattack.pipeline.job import ensure
-from irattack.pipeline.measures import NeighbourMaps
+from irattack.pipeline.measures import Contributions, NeighbourMaps
 from irattack.pipeline.results import Results, arrays, rows
 from irattack.pipeline.steps import of_shard
 from irattack.results import paper, tables
@@ -403,3 +403,25 @@ def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert device(cell(tmp_path).cfg).type == "cpu"
     with pytest.raises(InputError, match="use device=auto or device=cpu"):
         device(cell(tmp_path, "device=cuda").cfg)
+
+
+def test_interrupted_interactions_continue_after_the_last_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "source=alexnet", "attack=mi", "grid=4")  # 12 images in shards of 8
+    job, real, seen = Contributions(one), Contributions.measure, list[int]()
+
+    def measure(self: Contributions, worker: Any, shard: Shard, *rest: Any) -> Any:
+        seen.append(shard.index)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(self, worker, shard, *rest)
+
+    monkeypatch.setattr(Contributions, "measure", measure)
+    with pytest.raises(KeyboardInterrupt):
+        ensure(job)
+    assert {path.name.split("-")[0] for path in job.parts(job.kind)} == {"0000"}
+    ensure(job)
+    assert seen == [0, 1, 1]
+    assert job.values()["contributions"].shape == (12, 4, 4)
+    assert not job.parts(job.kind)

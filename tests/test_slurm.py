@@ -38,10 +38,10 @@ def slurm() -> Iterator[Slurm]:
         yield one
 
 
-def make(folder: Path, *options: str) -> int:
+def make(folder: Path, *options: str, table: str = "table1") -> int:
     """The exit status of `python -m irattack reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["reproduce", "table1", *SMALL, f"output={folder}", *options])
+        patch.setattr(sys, "argv", ["reproduce", table, *SMALL, f"output={folder}", *options])
         try:
             reproduce.main()
         except SystemExit as stopped:
@@ -74,7 +74,7 @@ def start(slurm: Slurm, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Iterat
     monkeypatch.setenv("PYTHONPATH", str(CONF.parent))
     monkeypatch.setattr(SlurmJob, "_results_timeout_s", 2)  # files of this disk are seen at once
     with ThreadPoolExecutor(1) as threads:
-        yield lambda *options: threads.submit(make, folder, *LAUNCHER, *options)
+        yield lambda *options, **what: threads.submit(make, folder, *LAUNCHER, *options, **what)
         for job in slurm.jobs():  # left by a test that failed; without them the thread ends
             slurm.call("scancel", job)
 
@@ -127,6 +127,15 @@ def test_an_array_over_both_nodes(slurm: Slurm, start: Start, folder: Path, alon
     for path, source in zip(logs, SOURCES, strict=True):
         assert f"ir from {source} is done" in path.read_text()
         assert list((folder / "photos/log").glob(f"?-ir-{source}-linf/irattack.log"))
+
+
+def test_interactions_run_on_the_nodes(start: Start, folder: Path) -> None:
+    assert start("steps=2", table="table4").result(120) == 0
+    assert len(list((folder / "photos/tables").glob("table4-*.csv"))) == 1
+    logs = [path.read_text() for path in (folder / "photos/log/slurm").glob("*/*_log.out")]
+    assert len(logs) == len(SOURCES)
+    for log in logs:
+        assert re.search(r"ir from \w+, linf: interactions\.", log)
 
 
 def test_jobs_that_die_are_continued(

@@ -98,7 +98,7 @@ def load_definition(name: str) -> dict[str, Any]:
         raise unknown("reproduce", name, sorted(paths))
     definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
     assert isinstance(definition, dict)
-    return {str(key): value for key, value in definition.items()}
+    return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
 def select(

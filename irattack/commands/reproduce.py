@@ -58,7 +58,7 @@ def run(chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[str]) -> None
 
 def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
     """Runs the cells that a table lacks, unless `aggregate`; makes it and returns what to print."""
-    failure, name = "", table.called.split("-")[0]
+    failure, name = "", table.definition.get("name", table.called)
     try:
         if not aggregate:
             run(table.chosen, [*table.overrides, *launcher])

@@ -46,6 +46,11 @@ def measure(cfg: DictConfig) -> None:
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
+    if cfg.precision == "tf32":
+        from irattack.pipeline.compute import device
+
+        if device(cell.cfg).type != "cuda":
+            log.warning("precision=tf32 has no effect: there is no CUDA device.")
     for one in jobs_of(cell):
         missing = one.missing()
         if missing and in_worker():

@@ -47,20 +47,10 @@ def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
     What is measured beside success rates is measured on the grid, whatever the attack.
     """
     used = OmegaConf.to_yaml(cfg.attack, resolve=False)
-    own: tuple[str, ...] = (
-        "lam",
-        "gamma",
-        "start",
-        "samples",
-        "cells",
-        "grid",
-        "steps",
-        "c",
-        "p",
-        "tau",
-        "norm",
-    )
-    own = (*own, "eps") if "penalty" in cfg.attack else own
+    own = ["lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau", "norm"]
+    own += ["eps"] if "penalty" in cfg.attack else []
+    if not cfg.attack.get("classify", True) and "masked" not in cfg.attack:
+        own, used = [*own, "loss"], used.replace("${loss}", "")  # which every attack has
     if any(not str(job.get("_target_")).endswith(".Results") for job in cfg.jobs):
         used += "${grid}"
     names = [text.split("=")[0] for text in given]

@@ -126,8 +126,9 @@ class Cell:
 
 
 def file_name(text: str) -> str:
-    """A model's name as a file name."""
-    return re.sub(r"[^\w.-]", "_", text).lstrip(".")
+    """A model's name as a file name, another for each."""
+    safe = re.sub(r"[^\w.-]", "_", text).lstrip(".")
+    return safe if safe == text else f"{safe}-{key(text)[:6]}"
 
 
 @cache

@@ -75,7 +75,7 @@ def listing(cell: Cell) -> Listing | None:
         InputError: the user's own manifest lists no images, or not enough.
     """
     own = manifest(cell)
-    path = own.path if cell.cfg.manifest is None else Path(cell.cfg.manifest).expanduser()
+    path = own.path if cell.cfg.manifest is None else Path(cell.cfg.manifest)
     try:
         state = path.stat()
     except OSError:

@@ -69,6 +69,8 @@ def jobs_of(cell: Cell) -> list[Job]:
     try:
         return [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
     except (InstantiationException, TypeError) as error:
+        if isinstance(error.__cause__, InputError):
+            raise error.__cause__ from None
         why = " ".join(str(error.__cause__ or error).split())[:200]
         raise InputError(
             f"jobs={cell.cfg.jobs}: cannot be made ({why}); each names a class, such as "

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from irattack.errors import InputError
 from irattack.hashing import key
 from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import VERSION as CELL_VERSION
@@ -109,6 +110,14 @@ class NeighbourMaps(OfAttack):
 
     contexts: int = 64
     drawn: int = 6
+
+    def __post_init__(self) -> None:
+        if self.contexts < 2 or self.drawn < 1:
+            raise InputError(
+                f"contexts={self.contexts}, drawn={self.drawn}: expected at least two contexts, "
+                "for a standard error, and one image."
+            )
+
     kind: ClassVar[str] = "neighbours"
 
     @property
@@ -169,6 +178,7 @@ class OfSource(ByShards):
             "choice": cell.images_facts,
             "source": cell.identity(cell.cfg.source),
             "settings": self.settings | {"seed": cell.cfg.seed},
+            "batches": [cell.cfg.block, cell.cfg.micro_batch],  # change last digits
         }
         label = f"{self.kind}-{file_name(cell.cfg.source)}-{key(facts)}"
         return cell.root / "interactions" / label / f"{self.kind}.safetensors", facts, Card
@@ -189,6 +199,15 @@ class Hessians(OfSource):
 
     columns: int = 32
     beta: float = 10
+
+    def __post_init__(self) -> None:
+        most = 3 * self.cell.cfg.benchmark.size**2
+        if not 1 <= self.columns <= most or not self.beta > 0:
+            raise InputError(
+                f"columns={self.columns}, beta={self.beta}: expected 1 to {most} input dimensions "
+                "and a number above 0."
+            )
+
     kind: ClassVar[str] = "hessians"
 
     @property

@@ -65,10 +65,15 @@ class LastStep(Job):
         """The steps of the shard whose number is `name`."""
         return of_shard(self.cell, self.cell.shards(images_of(self.cell))[int(name)])
 
+    @property
+    def names(self) -> list[str]:
+        """The numbers of the shards."""
+        return [str(i) for i in range(-(-self.cell.cfg.images // self.cell.cfg.block))]
+
     def missing(self) -> list[str]:
         """The shards of this run's share that lack the last step."""
         if listing(self.cell) is None:
-            return [self.kind]
+            return self.names
         share = self.cell.share(images_of(self.cell))
         cards = {str(shard.index): of_shard(self.cell, shard).card() for shard in share}
         last = self.cell.recorded - 1

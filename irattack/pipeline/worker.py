@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -88,6 +89,25 @@ def refuse(images: Images, bad: np.ndarray, why: str) -> None:
         )
 
 
+def attack_of(cell: Cell) -> Attack:
+    """The attack of a cell.
+
+    Raises:
+        InputError: a slot or a parameter that there is not, or a value that cannot be used.
+    """
+    try:
+        return instantiate(cell.steps_facts["attack"])
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, InputError):
+            raise cause from None
+        why = " ".join(str(cause).split())[:200]
+        raise InputError(
+            f"attack={cell.name}: cannot be made ({why}); see its yaml and conf/attack/base.yaml "
+            "for the slots that there are."
+        ) from error
+
+
 class Worker:
     """Attacks and evaluates the shards of a cell; loads a model when it is first needed."""
 
@@ -96,7 +116,7 @@ class Worker:
         self.cell = cell
         self.draws = Draws(cell.cfg.seed)
         self.model: Callable[[str, str], nn.Module] = cache(lambda *what: build(cell, *what))
-        self.attack: Attack = instantiate(cell.steps_facts["attack"])
+        self.attack = attack_of(cell)
         self.micro_batch = cell.cfg.micro_batch
         backward = self.attack.backward
         self.attack_in_one_graph = backward is not None and backward.one_graph
