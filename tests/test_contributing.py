@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 MADE = [  # what each command prints at last
     r"resnet34\s+\S+\s+linf\s+vgg16\s+16\s+[\d.]+",
     r"Written to .*mine-images=16-steps=4\.csv",
-    "",
+    r"colours in outputs/photos/interactions/ir-alexnet-\S+/colours-\w+\.safetensors",
 ]
 
 

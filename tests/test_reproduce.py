@@ -24,8 +24,9 @@ from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import images_of
 from irattack.pipeline.job import ensure, jobs_of
-from irattack.pipeline.measures import Contributions, Proofs
+from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import Results, arrays, transfer_utility
+from irattack.pipeline.sources import Proofs
 from irattack.pipeline.steps import last_frame
 from irattack.results.claims import interaction_record
 

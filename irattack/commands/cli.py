@@ -58,8 +58,10 @@ def one_sentence() -> Iterator[None]:
         stop(_explain(error))
     except OmegaConfBaseException as error:
         stop(_explain(error))
-    except OSError as error:
-        if error.errno not in STORAGE:
+    except Exception as error:
+        if type(error).__module__.startswith("yaml."):  # one that a person wrote
+            stop(f"a yaml cannot be read: {' '.join(str(error).split())}.")
+        if not isinstance(error, OSError) or error.errno not in STORAGE:
             raise
         where = error.filename or "the output folder"
         stop(

@@ -17,6 +17,7 @@ from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
+from irattack.pipeline.results import Results
 
 NAMED = 8  # of the cells that are missing
 CURE = "run the same command with `reproduce`, it continues from what is there."
@@ -70,6 +71,12 @@ def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
         return f"shard={share} is done. {absent}; other shards have them to do."
     if absent:
         raise InputError(f"{absent}; {failure or CURE}")
+    results = any(isinstance(job, Results) for job in table.jobs)
+    if "write" not in table.definition and not results:
+        raise InputError(
+            f"{name}: its jobs measure no success rates; name the function that makes the table, "
+            "`write: module.function`, or list irattack.pipeline.results.Results among its jobs."
+        )
     write = get_method(table.definition.get("write", "irattack.results.tables.write_table"))
     return write(table.called, table.definition, table.cells)
 

@@ -61,8 +61,12 @@ def measure(cfg: DictConfig) -> None:
                 f"{len(waiting)} shards of others are not."
             )
             return
-    if any(isinstance(one, Results) for one in jobs_of(cell)):
-        show(cell)
+    for one in jobs_of(cell):
+        if isinstance(one, Results):
+            show(cell)
+        else:
+            paths = [str(one.artifact(name).path) for name in one.names]
+            print(f"{cell.title}: {one.kind} in {', '.join(paths)}")
 
 
 def show(cell: Cell) -> None:

@@ -132,20 +132,18 @@ def file_name(text: str) -> str:
 
 
 @cache
-def attacks() -> dict[str, frozenset[str]]:
-    """The named attacks and the pieces that the yaml of each lists."""
-    found = {}
-    for name, path in yamls("attack").items():
-        yaml: Any = OmegaConf.to_container(OmegaConf.load(path))
-        defaults = yaml.get("defaults", [])
-        listed = [entry["/piece"] for entry in defaults if "/piece" in entry]
-        found[name] = frozenset(piece for pieces in listed for piece in pieces)
-    return found
+def pieces_of(path: Path) -> frozenset[str]:
+    """The pieces that the yaml of an attack lists."""
+    yaml: Any = OmegaConf.to_container(OmegaConf.load(path))
+    listed = [entry["/piece"] for entry in yaml.get("defaults", []) if "/piece" in entry]
+    return frozenset(piece for pieces in listed for piece in pieces)
 
 
 def attack_name(name: str, pieces: Iterable[str]) -> str:
     """The name of an attack: its yaml's, and the pieces that the command line adds to it."""
-    if name not in attacks():
-        raise unknown("attack.name", name, sorted(attacks()))
-    added = sorted(set(pieces) - attacks()[name])
+    known = yamls("attack")
+    if name not in known:
+        cure = "`name` in an attack's yaml is that of its file"
+        raise unknown("attack.name", name, known, f"{cure}; expected one of {', '.join(known)}")
+    added = sorted(set(pieces) - pieces_of(known[name]))
     return "+".join(added if name == "pgd" and added else [name, *added])

@@ -26,6 +26,7 @@ from irattack.pipeline.values import (
     Positive,
     Radius,
     Whole,
+    check_device,
     one_of,
     within,
 )
@@ -192,6 +193,7 @@ class Settings(Strict):
                 f"manifest={self.manifest}: no such file; name one such as "
                 "outputs/photos/images/*.json, or leave it out and images are chosen."
             )
+        check_device(self.device)
         attack = self.attack.model_extra or {}
         if ("penalty" in attack) != (self.norm.eps is None):
             raise InputError(

@@ -11,8 +11,9 @@ from irattack.interactions.averages import average, per_pair
 from irattack.pipeline import statistics
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import job_of, jobs_of
-from irattack.pipeline.measures import Contributions, Proofs
+from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import arrays, rows
+from irattack.pipeline.sources import Proofs
 from irattack.results import paper
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish

@@ -9,7 +9,8 @@ import seaborn as sns
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import images_of
 from irattack.pipeline.job import job_of
-from irattack.pipeline.measures import Hessians, NeighbourMaps, Proofs
+from irattack.pipeline.measures import NeighbourMaps
+from irattack.pipeline.sources import Hessians, Proofs
 from irattack.results.names import method_name, title
 from irattack.results.plotting import Definition, panels, save
 

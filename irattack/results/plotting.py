@@ -1,6 +1,7 @@
 """What figures share: style, panels, and their files: PNG, PDF, and the data behind as CSV."""
 
 import io
+import logging
 import textwrap
 from collections.abc import Sequence
 from typing import Any
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 from irattack.pipeline import files
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import jobs_of
-from irattack.pipeline.measures import OfSource
+from irattack.pipeline.sources import OfSource
 
 Definition = dict[str, Any]
 STYLE: Any = {
@@ -29,6 +30,7 @@ STYLE: Any = {
     "pdf.fonttype": 42,
 }
 plt.switch_backend("agg")
+logging.getLogger("fontTools").setLevel(logging.WARNING)  # it tells of every glyph in a PDF
 plt.rcParams.update(STYLE)
 MARKERS = "osD^vPX*"
 
