@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from irattack.conf import OWN
 from irattack.models import zoo
 
 
@@ -69,11 +70,8 @@ def images() -> Tensor:
 
 @pytest.fixture
 def card(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
-    """Writes the yaml of a model of a benchmark, in a conf/ of its own; returns its name."""
-    (tmp_path / "conf/benchmark").mkdir(parents=True)
-    for path in (zoo.CONF / "benchmark").glob("*.yaml"):
-        (tmp_path / "conf/benchmark" / path.name).write_text(path.read_text())
-    monkeypatch.setattr(zoo, "CONF", tmp_path / "conf")
+    """Writes the yaml of a model of a benchmark, in a folder of its own; returns its name."""
+    monkeypatch.setenv(OWN, str(tmp_path / "conf"))
     monkeypatch.setattr(zoo, "_card", zoo._card.__wrapped__)  # it would remember the real ones
 
     def write(benchmark: str, **facts: Any) -> str:

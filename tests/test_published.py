@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from irattack.commands import settings
-from irattack.conf import CONF
+from irattack.conf import CONF, OWN
 from irattack.errors import InputError
 from irattack.models import published, zoo
 from irattack.models.network import Network, networks
@@ -159,14 +159,11 @@ def test_a_network_of_ones_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     """A yaml names a factory and a file of weights; SGM then says that it needs the branches."""
     weights = tmp_path / "mine.safetensors"
     save_file(tiny(16).state_dict(), weights)
-    for folder in ("model/photos", "benchmark"):
-        (tmp_path / "conf" / folder).mkdir(parents=True)
-    shared = (CONF / "benchmark" / "photos.yaml").read_text()
-    (tmp_path / "conf/benchmark/photos.yaml").write_text(shared)
+    (tmp_path / "conf/model/photos").mkdir(parents=True)
     card = f"factory: {__name__}.tiny\nweights: {weights}\n"
     (tmp_path / "conf/model/photos/mine.yaml").write_text(card)
     (tmp_path / "conf/model/photos/wrong.yaml").write_text("factory: no.such.function\n")
-    monkeypatch.setattr(zoo, "CONF", tmp_path / "conf")
+    monkeypatch.setenv(OWN, str(tmp_path / "conf"))
     model = zoo.build("photos", "mine")
     assert model(torch.rand(2, 3, 32, 32)).shape == (2, 16)
     assert zoo.identity("photos", "mine")["factory"] == f"{__name__}.tiny"
