@@ -224,3 +224,16 @@ def test_parameters_of_jobs() -> None:
     )
     with pytest.raises(InputError, match="what its yaml lists, not jobs"):
         plans.plan("table1", ["jobs=[]"])
+
+
+@pytest.mark.parametrize("name", ["controls", "tuning", "fig1", "table4"])
+def test_cells_are_what_hydra_composes(name: str) -> None:
+    """A plan composes once what groups decide; Hydra composes each cell anew."""
+    settings.register_resolvers()
+    with plans.hydra():
+        table = plans.plan(name, ["seed=3"])
+        for cell_, choice in table.chosen[::7]:
+            given = [f"{k}={v}".replace(" ", "").replace("'", "") for k, v in choice.items()]
+            alone = Cell(compose("config", overrides=[*given, "seed=3"]))
+            assert alone.cfg == cell_.cfg
+            assert alone.key == cell_.key

@@ -10,8 +10,9 @@ import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, reduce
 from itertools import product
+from operator import getitem
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from irattack.conf import CONF, folders, is_group, yamls
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
+from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import number
 
 BASIC = ("norm", "source", "attack")
@@ -71,19 +73,24 @@ class Composer:
     """
 
     overrides: list[str]
-    composed: dict[tuple[str, ...], DictConfig] = field(default_factory=dict)
+    composed: dict[tuple[str, ...], tuple[DictConfig, Any]] = field(default_factory=dict)
 
-    def __call__(self, choice: dict[str, Any]) -> DictConfig:
-        """The configuration of conf/config.yaml with these settings and the overrides."""
+    def __call__(self, choice: dict[str, Any]) -> Settings:
+        """The settings of conf/config.yaml with this choice and the overrides."""
         groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
         if groups not in self.composed:
             own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
-            self.composed[groups] = compose("config", overrides=[*own, *groups, *self.overrides])
-        cfg = self.composed[groups].copy()
-        for name, value in choice.items():
-            if not is_group(name):
+            cfg = compose("config", overrides=[*own, *groups, *self.overrides])
+            self.composed[groups] = cfg, OmegaConf.to_container(cfg)
+        cfg, raw = self.composed[groups]
+        values = {name: value for name, value in choice.items() if not is_group(name)}
+        try:
+            for name, value in values.items():
                 OmegaConf.update(cfg, name, value)
-        return cfg
+            return settings_of(cfg)
+        finally:  # a copy of the configuration for each cell would take longer than all the rest
+            for name in values:
+                OmegaConf.update(cfg, name, reduce(getitem, name.split("."), raw))
 
 
 def definitions() -> dict[str, Path]:
@@ -149,8 +156,7 @@ def cells_of(
     cells: dict[str, tuple[Cell, dict[str, Any]]] = {}  # an override can make two cells one
     for values in product(*leg.values()):
         choice = dict(zip(leg, values, strict=True))
-        cfg = composer(choice | common)
-        cell = Cell(cfg)
+        cell = Cell(composer(choice | common))
         varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
         cells.setdefault(cell.key, (cell, choice | common))
