@@ -117,6 +117,15 @@ def test_a_mistake_is_one_sentence(mistake: str, run: Run, tmp_path: Path) -> No
     assert left == []
 
 
+@pytest.mark.parametrize("folder", ["null", "/nowhere"])
+def test_images_are_looked_for_before_weights(folder: str, run: Run) -> None:
+    given = ["benchmark=imagenet", f"benchmark.data.folder={folder}", "source=resnet34"]
+    status, out, err = run(*given)
+    assert (status, out) == (2, "")
+    assert re.match(r"irattack: benchmark\.data\.folder", err)
+    assert err.count("\n") == 1
+
+
 def test_a_slot_that_there_is_not(run: Run) -> None:
     status, out, err = run("attack=ir", "+attack.foo=3", *QUICK)
     assert (status, out) == (2, "")

@@ -22,6 +22,7 @@ from omegaconf import DictConfig, OmegaConf
 from irattack.conf import CONF, folders, is_group, yamls
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.images import check_folder
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import number
@@ -156,7 +157,10 @@ def cells_of(
     cells: dict[str, tuple[Cell, dict[str, Any]]] = {}  # an override can make two cells one
     for values in product(*leg.values()):
         choice = dict(zip(leg, values, strict=True))
-        cell = Cell(composer(choice | common))
+        settings = composer(choice | common)
+        if not cells and settings.pretrained:
+            check_folder(settings)
+        cell = Cell(settings)
         varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
         cells.setdefault(cell.key, (cell, choice | common))

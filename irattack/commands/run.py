@@ -12,8 +12,10 @@ from irattack.commands.launch import failures, in_worker
 from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.images import check_folder
 from irattack.pipeline.job import do, jobs_of
 from irattack.pipeline.results import Results, rows
+from irattack.pipeline.settings import settings_of
 
 log = logging.getLogger(__name__)
 
@@ -41,7 +43,9 @@ def job(cfg: DictConfig) -> None:
 
 def measure(cfg: DictConfig) -> None:
     """One cell, from its checks to its rows on the terminal."""
-    cell = Cell(cfg)
+    settings = settings_of(cfg)
+    check_folder(settings)
+    cell = Cell(settings)
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:

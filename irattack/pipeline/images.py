@@ -17,6 +17,7 @@ from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job
+from irattack.pipeline.settings import Settings
 
 
 class Entry(BaseModel):
@@ -66,6 +67,13 @@ def manifest(cell: Cell) -> Artifact[Manifest]:
 
 
 _read: dict[tuple[Path, int, int, str], Listing] = {}  # manifests, while they do not change
+
+
+def check_folder(settings: Settings) -> None:
+    """Raises InputError, before any weights are looked for, if the images' folder is not there."""
+    data = settings.benchmark.data
+    if "folder" in data and not (data["folder"] and Path(data["folder"]).expanduser().exists()):
+        instantiate(data)  # says so
 
 
 def listing(cell: Cell) -> Listing | None:
