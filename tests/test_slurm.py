@@ -180,7 +180,7 @@ def test_jobs_that_die_are_continued(
 
     assert start().result(120) == 0
     assert re.findall(r"#\d+ : \S+", "".join(capfd.readouterr())) == [
-        f"#0 : +cell=linf-{second}-ir"
+        f"#0 : +cell=linf-{second}-ir-0"
     ]
     assert kept(before[second], folder, second)
     assert the_same(folder, alone)
