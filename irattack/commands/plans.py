@@ -21,6 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group, yamls
 from irattack.errors import InputError, unknown
+from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import check_folder
 from irattack.pipeline.job import Job, jobs_of
@@ -65,6 +66,12 @@ class Plan:
         return [job for cell in self.cells for job in jobs_of(cell)]
 
 
+def composed(overrides: list[str]) -> DictConfig:
+    """conf/config.yaml with overrides, the user's own folder of yamls searched first."""
+    own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
+    return compose("config", overrides=[*own, *overrides])
+
+
 @dataclass
 class Composer:
     """Configurations of cells; what groups of conf decide is composed by Hydra once.
@@ -80,8 +87,7 @@ class Composer:
         """The settings of conf/config.yaml with this choice and the overrides."""
         groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
         if groups not in self.composed:
-            own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
-            cfg = compose("config", overrides=[*own, *groups, *self.overrides])
+            cfg = composed([*groups, *self.overrides])
             self.composed[groups] = cfg, OmegaConf.to_container(cfg)
         cfg, raw = self.composed[groups]
         values = {name: value for name, value in choice.items() if not is_group(name)}
@@ -107,6 +113,32 @@ def load_definition(name: str) -> dict[str, Any]:
     definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
     assert isinstance(definition, dict)
     return {"name": name, **{str(key): value for key, value in definition.items()}}
+
+
+def expand(
+    name: str, legs: list[dict[str, list]], overrides: list[str]
+) -> list[dict[str, list]]:
+    """The products of a table, with the sets of sources that its benchmark names spelled out.
+
+    Raises:
+        NotListedError: the benchmark has no such set, and no such model.
+    """
+    given = [text for text in overrides if re.match(r"benchmark(\.source_sets.*)?=", text)]
+    benchmark = composed(given).benchmark
+    sets, known = benchmark.get("source_sets", {}), zoo.names(benchmark.name)
+    for source in {source for leg in legs for source in leg.get("source", [])}:
+        if source not in sets and source not in known and not benchmark.any_timm_model:
+            raise NotListedError(
+                f"{name}: source={source} is neither a model of benchmark={benchmark.name} nor "
+                f"one of its `source_sets`; add it to {yamls('benchmark')[benchmark.name]}."
+            )
+    return [
+        {
+            key: [one for v in values for one in (sets.get(v, [v]) if key == "source" else [v])]
+            for key, values in leg.items()
+        }
+        for leg in legs
+    ]
 
 
 def select(
@@ -186,7 +218,7 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
         {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
         for leg in definition["cells"]
     ]
-    legs, overrides = select(name, legs, overrides)
+    legs, overrides = select(name, expand(name, legs, overrides), overrides)
     jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}

@@ -77,6 +77,7 @@ class Benchmark(Strict):
     models: str | None = None
     model: dict[str, Any]
     sources: Names
+    source_sets: dict[str, list[str]] = {}
     target_sets: dict[str, list[str]]
 
 
