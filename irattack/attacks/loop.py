@@ -97,7 +97,7 @@ class Attack:
 
     def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
         """δ_0, (B, C, H, W)."""
-        interacts = self.interaction is not None and self.interaction.lam > 0
+        interacts = self.interaction is not None and self.interaction.lam != 0
         if self.start == "zero" or (self.start == "auto" and interacts):
             return torch.zeros_like(x)
         if self.start == "noise":  # from far outside, Π_ε puts it on the surface of the ball

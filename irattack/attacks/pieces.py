@@ -65,7 +65,7 @@ class Interaction(RandomCells):
     """−λ (1/K) Σ_k [v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅)], the interaction loss of Eq. 42.
 
     Args:
-        lam: λ ≥ 0.
+        lam: λ; below 0 the interaction is raised, a control.
         rival: y' in v(S) = h_y'(x + δ^(S)) − h_y(x + δ^(S)): the strongest wrong class of each
             `set` S, as Section 3.1 and Eq. 26 define v, or of each `step`, at full δ, for all of
             its sets (the authors' code).
