@@ -115,9 +115,7 @@ def load_definition(name: str) -> dict[str, Any]:
     return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
-def expand(
-    name: str, legs: list[dict[str, list]], overrides: list[str]
-) -> list[dict[str, list]]:
+def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
 
     Raises:
@@ -126,7 +124,7 @@ def expand(
     given = [text for text in overrides if re.match(r"benchmark(\.source_sets.*)?=", text)]
     benchmark = composed(given).benchmark
     sets, known = benchmark.get("source_sets", {}), zoo.names(benchmark.name)
-    for source in {source for leg in legs for source in leg.get("source", [])}:
+    for source in [source for leg in legs for source in leg.get("source", [])]:
         if source not in sets and source not in known and not benchmark.any_timm_model:
             raise NotListedError(
                 f"{name}: source={source} is neither a model of benchmark={benchmark.name} nor "

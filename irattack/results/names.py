@@ -15,6 +15,14 @@ NAMES = {
     "inception_v3_ens3": "IncV3-ens3",
     "inception_v3_ens4": "IncV3-ens4",
     "inception_resnet_v2_ens3": "IncResV2-ens3",
+    "resnet18": "RN-18",
+    "resnet50": "RN-50",
+    "inception_v2": "IncV2",
+    "squeezenet": "SqueezeNet",
+    "mobilenet_v1": "MobileNetV1",
+    "mobilenet_edgetpu": "EdgeTPU",
+    "efficientnet_lite0": "EffNet-Lite0",
+    "deit_tiny": "DeiT-Ti",
     "linf": "L∞",
     "l2": "L2",
     "free": "no ball",
@@ -28,7 +36,7 @@ METHODS = {
         "hybridir": "HybridIR",
     },
     **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
-    "relaxed": "relaxed",
+    **{"relaxed": "relaxed", "irmax": "IR, λ < 0"},
 }
 
 
