@@ -28,7 +28,11 @@ setup: .venv/synced ## install everything into .venv with uv
 	$(UV) sync --locked --quiet --python $(PYTHON)
 	@touch $@
 
-test: lint ## lint, then run the tests
+.venv/networks: .venv/synced # networks and photographs that tests read, for nothing else
+	$(UV) sync --locked --quiet --all-groups --python $(PYTHON)
+	@touch $@
+
+test: lint .venv/networks ## lint, then run the tests
 	OMP_NUM_THREADS=1 $(RUN) -m pytest --numprocesses 2 --dist loadfile
 
 lint: setup ## ruff, mypy and the contract of imports

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from irattack.errors import InputError
 from irattack.hashing import key
 from irattack.models import files, zoo
-from irattack.models.checkpoint import misfit, read_weights
+from irattack.models.checkpoint import disorder, in_order, misfit, read_weights
 from irattack.models.network import TOLERANCE, Ensemble, Network, sample
 
 
@@ -97,6 +97,9 @@ def _with_weights(name: str, facts: dict[str, Any], path: Path, expected: str) -
         state = read_weights(path, network.body.state_dict())
     else:
         state = read_weights(path)
+    by_order = facts.get("match") == "order"
+    if by_order:
+        state = in_order(path, state, _untrained(facts).body.state_dict())
     try:
         if "factory" not in facts:
             from irattack.models import published
@@ -108,7 +111,10 @@ def _with_weights(name: str, facts: dict[str, Any], path: Path, expected: str) -
     except Exception as error:  # timm's renaming of keys can raise anything
         why = misfit(error) or type(error).__name__
         cure = "give this network's own weights"
-        if "size mismatch" in why:
+        if not by_order and not disorder(path, state, _untrained(facts).body.state_dict()):
+            cure = "if they are this architecture's under other names, say `match: order` in its "
+            cure += "yaml, else give this network's own weights"
+        elif "size mismatch" in why:
             cure += ", or say in its yaml how many `classes:` they know, and with a background "
             cure += "class in front of them `offset: 1`"
         raise InputError(f"{path}: does not fit {name} ({why}); {cure}.") from error

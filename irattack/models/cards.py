@@ -31,6 +31,10 @@ FACTS: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a list of models such as [resnet34, densenet121]",
     ),
     "weights": (_text, "a file that holds a state dict"),
+    "match": (
+        lambda v: v in ("name", "order"),
+        "name or order, by which the tensors of `weights` are matched with the network's",
+    ),
     "how": (_text, "how the file of weights is made"),
     "mean": (_channels, "three numbers for images in [0, 1] (divide those for [0, 255] by 255)"),
     "std": (

@@ -95,6 +95,60 @@ def _unwrapped(state: dict[str, Tensor], own: set[str]) -> dict[str, Tensor]:
     return state
 
 
+def in_order(
+    path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
+    """A state dict under the names of its network, tensor by tensor in the order of both.
+
+    For weights of the same architecture from a library that names its modules otherwise. The
+    counters of batch norm, on which no output depends, are left out.
+
+    Args:
+        path: of the file, for the sentence and its suffix.
+        state: what it holds, in the order of the network that was saved.
+        own: the state dict of the network that is to have it.
+
+    Raises:
+        InputError: the tensors do not agree, see `disorder`.
+    """
+    if why := disorder(path, state, own):
+        raise InputError(
+            f"{path}: match=order, but {why}; give the weights of this architecture as torch.save "
+            "wrote them, or a `factory:` whose network has the names in the file."
+        )
+    return {name: state[saved] for saved, name in zip(_lasting(state), _lasting(own), strict=True)}
+
+
+def disorder(path: Path, state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> str:
+    """Why a state dict's tensors are not in order those of a network; empty if they can be.
+
+    They agree in number, each in shape and in kind (the last word of its name, such as
+    running_mean), and those of one module are those of one module of the other.
+    """
+    if path.suffix == ".safetensors":
+        return "a .safetensors keeps no order of its tensors"
+    saved, names = _lasting(state), _lasting(own)
+    if len(saved) != len(names):
+        return f"it has {len(saved)} tensors for a network of {len(names)}"
+    pairs = [(s.rpartition("."), n.rpartition(".")) for s, n in zip(saved, names, strict=True)]
+    modules = {(s[0], n[0]) for s, n in pairs}
+    for i, (s, n) in enumerate(pairs):
+        alike = state[saved[i]].shape == own[names[i]].shape and s[2] == n[2]
+        whole = sum(s[0] == one or n[0] == other for one, other in modules) == 1
+        if not (alike and whole):
+            found, wanted = (
+                f"{name} {tuple(tensors[name].shape)}"
+                for name, tensors in ((saved[i], state), (names[i], own))
+            )
+            return f"it has {found} where the network has {wanted}"
+    return ""
+
+
+def _lasting(state: Mapping[str, Tensor]) -> list[str]:
+    """The names of a state dict without the counters of batch norm, which old files lack."""
+    return [name for name in state if not name.endswith("num_batches_tracked")]
+
+
 def misfit(error: Exception) -> str:
     """Why a state dict does not fit, from PyTorch's error: three names of each kind."""
     text = re.sub(r"Error\(s\) in loading state_dict for \w+: ", "", " ".join(str(error).split()))

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 DECISIVE = (  # facts that decide a model's outputs
     *("factory", "timm", "torchvision", "mean", "std", "size", "classes"),
-    *("offset", "interpolation", "crop_pct"),
+    *("offset", "interpolation", "crop_pct", "match"),
 )
 
 
