@@ -53,6 +53,7 @@ def test_the_facts_of_the_papers_networks_are_the_published(name: str) -> None:
         ({"size": "large"}, "size=large: expected the side"),
         ({"interpolation": "cubic"}, "interpolation=cubic: expected bilinear or bicubic"),
         ({"crop_pct": 87.5}, r"crop_pct=87\.5: expected the part of the side"),
+        ({"match": "shape"}, "match=shape: expected name or order"),
         ({"offset": -1}, "offset=-1"),
         ({"timm": "resnet18"}, r"names factory and timm; a model needs exactly one of"),
         ({"weights": 3}, "weights=3: expected a file"),

@@ -261,6 +261,82 @@ def test_a_checkpoint_that_does_not_fit_is_a_sentence(
     assert len(str(raised.value)) < 600
 
 
+RENAMED = {"0": "stem", "1": "norm", "4": "head"}
+
+
+def renamed(state: dict[str, Tensor], kept: str = "") -> dict[str, Tensor]:
+    """The tensors under another library's names, without the counter that old files lack."""
+    named = {RENAMED[name[0]] + name[1:]: value for name, value in state.items()}
+    return {n: v for n, v in named.items() if kept in n and not n.endswith("tracked")}
+
+
+def test_tensors_are_matched_in_order(tmp_path: Path, mine: Callable[..., str]) -> None:
+    """Where the yaml says so; without it, the sentence does, unless the order does not fit."""
+    torch.manual_seed(2)
+    own, path = tiny(CLASSES).state_dict(), tmp_path / "mine.pth"
+    torch.save({"state_dict": renamed(own)}, path)
+    found = built(mine(tiny, path, match="order"), pretrained=True).body.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in own.items())
+    assert zoo.identity("photos", "mine")["match"] == "order"
+    with pytest.raises(InputError, match=r"under other names, say `match: order` in its yaml"):
+        built(mine(tiny, path), pretrained=True)
+    torch.save(renamed(own, "head"), path)
+    with pytest.raises(InputError) as raised:
+        built(mine(tiny, path), pretrained=True)
+    assert "match" not in str(raised.value)
+    torch.save(dict(sorted(own.items(), reverse=True)), path)  # its own names: no order is needed
+    found = built(mine(tiny, path, match="order"), pretrained=True).body.state_dict()
+    assert all(torch.equal(found[name], value) for name, value in own.items())
+
+
+def swapped(state: dict[str, Tensor], first: str, second: str) -> dict[str, Tensor]:
+    """The tensors in order, two of them under the name of the other."""
+    names = {first: second, second: first}
+    return {names.get(name, name): value for name, value in renamed(state).items()}
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        (lambda s: renamed(s, "head"), "it has 2 tensors for a network of 8"),
+        (
+            lambda s: renamed(tiny(2).state_dict()),
+            r"head\.weight \(2, 16\) where the network has 4\.weight \(16, 16\)",
+        ),
+        (
+            lambda s: dict(sorted(renamed(s).items())),
+            r"head\.bias \(16,\) where the network has 0\.weight \(4, 3, 3, 3\)",
+        ),
+        (
+            lambda s: swapped(s, "norm.running_mean", "norm.running_var"),
+            r"norm\.running_var \(4,\) where the network has 1\.running_mean \(4,\)",
+        ),
+        (
+            lambda s: swapped(s, "stem.bias", "norm.bias"),
+            r"stem\.weight \(4, 3, 3, 3\) where the network has 0\.weight \(4, 3, 3, 3\)",
+        ),
+    ],
+)
+def test_tensors_in_another_order_are_refused(
+    change: Callable[[dict[str, Tensor]], dict[str, Tensor]],
+    sentence: str,
+    tmp_path: Path,
+    mine: Callable[..., str],
+) -> None:
+    torch.save(change(tiny(CLASSES).state_dict()), tmp_path / "mine.pth")
+    with pytest.raises(InputError, match=f"mine\\.pth: match=order, but .*{sentence}; give"):
+        built(mine(tiny, tmp_path / "mine.pth", match="order"), pretrained=True)
+
+
+def test_a_file_that_keeps_no_order_is_not_matched_in_order(
+    tmp_path: Path, mine: Callable[..., str]
+) -> None:
+    path = tmp_path / "mine.safetensors"
+    save_file(renamed(tiny(CLASSES).state_dict()), path)
+    with pytest.raises(InputError, match=r"match=order, but a \.safetensors keeps no order"):
+        built(mine(tiny, path, match="order"), pretrained=True)
+
+
 def test_averaged_weights_are_taken_and_named(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
