@@ -283,7 +283,7 @@ def test_tensors_are_matched_in_order(tmp_path: Path, mine: Callable[..., str]) 
     torch.save(renamed(own, "head"), path)
     with pytest.raises(InputError) as raised:
         built(mine(tiny, path), pretrained=True)
-    assert "match" not in str(raised.value)
+    assert "`match: order`" not in str(raised.value)
     torch.save(dict(sorted(own.items(), reverse=True)), path)  # its own names: no order is needed
     found = built(mine(tiny, path, match="order"), pretrained=True).body.state_dict()
     assert all(torch.equal(found[name], value) for name, value in own.items())

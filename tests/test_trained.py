@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from hydra import compose, initialize_config_dir
 from torch import Tensor, nn
 
+from irattack.attacks.losses import margin
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN
 from irattack.data.files import candidates
@@ -27,7 +28,7 @@ from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import images_of
 from irattack.pipeline.job import ensure, jobs_of
-from irattack.pipeline.results import rows
+from irattack.pipeline.results import arrays, rows
 
 SIZES = {"lite0": 224, "lite1": 240, "lite2": 260}
 MEAN, STD = 127 / 255, 128 / 255
@@ -160,7 +161,7 @@ def test_normalisation_size_and_filter_are_those_of_the_yaml(
 def test_ir_fools_networks_that_classify_the_clean_images(
     own: Path, tmp_path: Path, models: dict[str, nn.Module]
 ) -> None:
-    """At 224 px, from one network to the other two, whom noise of the same size fools less."""
+    """At 224 px, from one network to the other two, which noise of the same ε misleads less."""
     given = {
         "benchmark": "lite",
         "benchmark.data.folder": own / "photographs",
@@ -170,10 +171,10 @@ def test_ir_fools_networks_that_classify_the_clean_images(
         "source": "lite0",
         "targets": "[lite1,lite2]",
         "attack": "ir",
-        "benchmark.step_size.linf": "4/255",
-        "images": 5,
-        "steps": 4,
-        "samples": 2,
+        "benchmark.step_size.linf": "3/255",
+        "images": 6,
+        "steps": 6,
+        "samples": 1,
         "micro_batch": 16,
         "threads": 1,
         "output": tmp_path,
@@ -185,12 +186,12 @@ def test_ir_fools_networks_that_classify_the_clean_images(
         ensure(job)
     images = images_of(cell)
     x, y = torch.from_numpy(images.pixels).float() / 255, torch.from_numpy(images.labels)
-    assert x.shape == (5, 3, 224, 224)
+    assert x.shape == (6, 3, 224, 224)
     noise = 16 / 255 * torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).sign()
     found = rows(cell).set_index("target")
-    assert (found.clean_error_percent == 0).all()
     for name in ("lite1", "lite2"):
         with torch.no_grad():
-            clean, noisy = (models[name](z).argmax(dim=1) for z in (x, (x + noise).clamp(0, 1)))
-        assert torch.equal(clean, y)
-        assert found.success_rate_percent[name] > 100 * (noisy != y).float().mean()
+            clean, noisy = (margin(models[name](z), y) for z in (x, (x + noise).clamp(0, 1)))
+        assert clean.max() < 0 == found.clean_error_percent[name]
+        assert found.success_rate_percent[name] > 0
+        assert arrays(cell, name)["margins"][-1].mean() > noisy.mean() + 1
