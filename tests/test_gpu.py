@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from irattack.commands import bench, estimate, gpu, gpu_checks, settings
-from irattack.commands.plans import hydra
+from irattack.commands.plans import hydra, plan
 
 SMALL = {
     "checks": {"images": 2, "steps": 2},
@@ -58,6 +58,7 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "cache_speed", lambda *_: cache)
     monkeypatch.setattr(gpu_checks, "PIECES", ("mi", "di", "sgm"))
     monkeypatch.setattr(estimate, "BATCHES", {"cpu": [8]})
+    monkeypatch.setattr(gpu, "plans", lambda given: {"table1": plan("table1", given)})
     cfg = small(tmp_path, "parts=[repeat,agree,noise,memory,tuning,trial,fp32,estimate]")
     page, held = gpu.gpu(cfg)
     report = json.loads((tmp_path / "gpu.json").read_text())

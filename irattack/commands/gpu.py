@@ -145,10 +145,11 @@ def gpu(cfg: DictConfig) -> tuple[str, bool]:
         raise InputError(f"minutes={cfg.minutes}: expected a number above 0, such as 10.")
     check_device(cfg.device)
     end = time.perf_counter() + 60 * minutes
-    cuda = cfg.device != "cpu"
+    cuda = cfg.device != "cpu" and torch.cuda.is_available()
+    given = None if cfg.device == "auto" else cfg.device
     path, parts = Path(cfg.output) / "gpu.json", dict[str, Found]()
     report = {
-        "device": torch.cuda.get_device_name() if cuda else speed.cpu_name(),
+        "device": torch.cuda.get_device_name(given) if cuda else speed.cpu_name(),
         "cuda": torch.version.cuda,
         **provenance(),
         "settings": OmegaConf.to_container(cfg, resolve=True),

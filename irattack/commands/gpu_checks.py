@@ -88,7 +88,7 @@ class Lab:
 
 def repeat(cfg: DictConfig) -> Found:
     """An attack run twice on the device is the same to the bit, in every precision."""
-    precisions = ("fp32", "tf32", "bf16") if cfg.device != "cpu" else ("fp32",)
+    precisions = ("fp32", "tf32", "bf16") if torch.cuda.is_available() else ("fp32",)
     for precision in precisions:
         lab = Lab(cfg, "hybridir", cfg.device, f"precision={precision}")
         first, second = (lab.trajectory(cfg.checks.steps) for _ in range(2))
