@@ -13,7 +13,7 @@ LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint bench estimate status clean clean-cache train-photos reproduce-all
+.PHONY: help setup test lint bench gpu estimate status clean clean-cache train-photos reproduce-all
 .PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
@@ -43,6 +43,9 @@ lint: setup ## ruff, mypy and the contract of imports
 
 bench: setup ## time the IR attack against the limit of this device, to outputs/bench.json
 	$(RUN) -m irattack bench $(EXTRA)
+
+gpu: setup ## on a machine with a GPU, in ten minutes: what it proves and how fast it is, to outputs/gpu.json
+	$(RUN) -m irattack gpu $(EXTRA)
 
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
 	$(RUN) -m irattack estimate $(EXTRA)

@@ -9,6 +9,7 @@ COMMANDS = {
     "status": "irattack.commands.status:main",
     "clean": "irattack.commands.status:clean",
     "estimate": "irattack.commands.estimate:main",
+    "gpu": "irattack.commands.gpu:main",
     "bench": "irattack.commands.bench:main",
     "convert": "irattack.commands.convert:main",
     "run": "irattack.commands.run:main",

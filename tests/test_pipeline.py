@@ -290,7 +290,7 @@ def test_a_source_without_a_gradient_is_named_and_nothing_stored(
     chosen(one)
     real = worker.build
 
-    def build(c: Cell, name: str, *role: str) -> torch.nn.Module:
+    def build(c: Cell, name: str, *role: Any) -> torch.nn.Module:
         model = real(c, name, *role)
         if "source" not in role:
             return model

@@ -17,8 +17,9 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import Interaction
 from irattack.attacks.randomness import Draws
-from irattack.commands import bench, estimate, plans, settings, speed
+from irattack.commands import bench, estimate, plans, settings
 from irattack.conf import CONF
+from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell
 
 

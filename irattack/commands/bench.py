@@ -32,7 +32,6 @@ from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import margin, strongest_rival
 from irattack.attacks.norms import Linf
 from irattack.attacks.randomness import Draws
-from irattack.commands import speed
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
@@ -40,7 +39,7 @@ from irattack.data import photos
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.network import networks
-from irattack.pipeline import files
+from irattack.pipeline import files, speed
 from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
@@ -158,9 +157,7 @@ class Contest:
 
     def compiled(self, images: Tensor, bare: Callable[[], object]) -> dict[str, float]:
         """What torch.compile gains on the bare passes."""
-        other = build(self.cell, self.cell.cfg.source, "source")
-        for part in networks(other):
-            part.body.compile()
+        other = build(self.cell, self.cell.cfg.source, "source", compiling=True)
         work = speed.forward_backward(other, images)
         work()
         before = speed.seconds(bare, self.where, self.cfg.seconds)

@@ -16,11 +16,11 @@ from hydra.utils import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
-from irattack.commands import speed
 from irattack.commands.bench import cache_speed
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
+from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.compute import build, device, prepare
 from irattack.pipeline.job import Job

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group, yamls
@@ -237,7 +238,10 @@ def benchmark(overrides: list[str]) -> str:
 
 @contextlib.contextmanager
 def hydra() -> Iterator[None]:
-    """Hydra, ready to compose the configurations of conf."""
+    """Hydra, ready to compose the configurations of conf; as it is, inside another of these."""
+    if GlobalHydra().is_initialized():
+        yield
+        return
     with initialize_config_dir(str(CONF), version_base="1.3"):
         yield
 

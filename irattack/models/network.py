@@ -64,6 +64,8 @@ class Network(nn.Module):
     Attributes:
         resize: what `forward` does first; for images that several networks see at one size.
         reduced: whether the body computes in bfloat16; images and logits stay as they are.
+        compiled: whether torch.compile runs the body, which may then reuse the memory of the last
+            logits.
         memory_format: of the images that the body gets.
     """
 
@@ -88,6 +90,7 @@ class Network(nn.Module):
         self.resize = Resize(size, interpolation, crop_pct)
         self.offset = offset
         self.reduced = False
+        self.compiled = False
         self.memory_format = torch.channels_last
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
@@ -101,7 +104,8 @@ class Network(nn.Module):
         normalised = (images - self.mean) / self.std
         normalised = normalised.contiguous(memory_format=self.memory_format)
         output = self.body(normalised.bfloat16() if self.reduced else normalised)
-        return logits_of(output)[:, self.offset :].to(images.dtype)
+        logits = logits_of(output)[:, self.offset :]
+        return logits.to(images.dtype, copy=self.compiled)
 
 
 def logits_of(output: Any) -> Tensor:
@@ -175,4 +179,15 @@ def in_bfloat16(model: nn.Module) -> nn.Module:
     for network in networks(model):
         network.body.bfloat16()
         network.reduced = True
+    return model
+
+
+def compiled(model: nn.Module) -> nn.Module:
+    """Lets torch.compile run the bodies of a model, in place, on CUDA as graphs of its kernels.
+
+    Nothing is compiled before the first images come, and again for a second number of images.
+    """
+    for network in networks(model):
+        network.body.compile(mode="reduce-overhead")
+        network.compiled = True
     return model

@@ -72,7 +72,7 @@ class Cell:
             "attack": attack,
             "skip": zoo.skips(cfg.benchmark.name, cfg.source) if self.uses_skips else None,
             "precision": PRECISIONS[cfg.precision],
-            "compile": cfg.compile and not self.uses_skips,
+            "compile": False if self.uses_skips else cfg.compile,
             "seed": cfg.seed,
             "block": cfg.block,
             "micro_batch": cfg.micro_batch,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.fold import fold
-from irattack.models.network import in_bfloat16, networks
+from irattack.models.network import compiled, in_bfloat16
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.settings import Settings
@@ -67,12 +67,13 @@ def made_with(cfg: Settings) -> dict[str, Any]:
     return {"device": name, "threads": cfg.threads, **provenance()}
 
 
-def build(cell: Cell, model: str, role: str = "target") -> nn.Module:
+def build(cell: Cell, model: str, role: str = "target", compiling: bool = False) -> nn.Module:
     """A model on the device of this run, made fast: folded, channels last, in its precision.
 
     Args:
         role: `target`; `source`, whose residual branches SGM may need; or `judge`, which
             decides which images are attacked, always in float32.
+        compiling: let torch.compile run it; SGM, whose hooks it would not see, does without.
     """
     cfg = cell.cfg
     network = zoo.build(cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir)
@@ -81,7 +82,5 @@ def build(cell: Cell, model: str, role: str = "target") -> nn.Module:
         fold(network, keep_branches=role == "source" and cell.uses_skips)
     if cfg.precision == "bf16" and role != "judge":
         in_bfloat16(network)
-    if cfg.compile and role == "source" and not cell.uses_skips:
-        for part in networks(network):
-            part.body.compile()
-    return network.to(memory_format=torch.channels_last)  # the folded weights are new
+    network = network.to(memory_format=torch.channels_last)  # the folded weights are new
+    return compiled(network) if compiling else network

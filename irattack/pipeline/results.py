@@ -11,7 +11,7 @@ import numpy as np
 from irattack.pipeline import statistics
 from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name
-from irattack.pipeline.sharded import ByShards, Part
+from irattack.pipeline.sharded import ByShards, Part, distinct
 from irattack.pipeline.values import PRECISIONS
 
 if TYPE_CHECKING:
@@ -135,7 +135,7 @@ class Results(ByShards):
             "source_confidence": float(np.median(arrays["confidence"])),
             "below_tau": sum(short) if len(short) == len(parts) else None,
             "precision": PRECISIONS[cell.cfg.precision],
-            "attacked_with": [run for i, run in enumerate(runs) if run not in runs[:i]],
+            "attacked_with": distinct(runs),
             "config": cell.cfg.plain(),
         }
 

@@ -19,6 +19,7 @@ from irattack.pipeline.values import (
     AsNumber,
     AtLeast0,
     Flag,
+    FlagOrAuto,
     Given,
     Names,
     Odd,
@@ -26,6 +27,7 @@ from irattack.pipeline.values import (
     Positive,
     Radius,
     Whole,
+    WholeOrAuto,
     check_device,
     one_of,
     within,
@@ -71,7 +73,7 @@ class Benchmark(Strict):
     relaxed: Relaxed
     kernel: Odd
     threads: Whole
-    micro_batch: Whole
+    micro_batch: WholeOrAuto
     block: Whole
     any_timm_model: Flag
     models: str | None = None
@@ -154,10 +156,10 @@ class Settings(Strict):
     weights_dir: Path_ | None
     manifest: Path_ | None
     precision: one_of(*PRECISIONS)  # type: ignore[valid-type]
-    compile: Flag
+    compile: FlagOrAuto
     device: one_of("auto", "cpu", "cuda")  # type: ignore[valid-type]
     threads: Whole
-    micro_batch: Whole
+    micro_batch: WholeOrAuto
     block: Whole
     cache: Cache
     shard: Annotated[str | None, Field(description="i/n with i from 1 to n, such as 3/8")]
@@ -170,10 +172,8 @@ class Settings(Strict):
         """What settings must be together; each error is a sentence of its own."""
         check_names(self)
         if self.cells > self.grid**2:
-            raise InputError(
-                f"cells={self.cells}: a grid={self.grid} board has only {self.grid**2} cells; "
-                "use fewer cells or a finer grid."
-            )
+            why = f"a grid={self.grid} board has only {self.grid**2} cells"
+            raise InputError(f"cells={self.cells}: {why}; use fewer cells or a finer grid.")
         size = self.benchmark.size
         if self.grid > size:
             raise InputError(
@@ -182,10 +182,8 @@ class Settings(Strict):
             )
         kept = self.cache.steps
         if isinstance(kept, list) and max(kept, default=0) > self.attack.steps:
-            raise InputError(
-                f"cache.steps={kept}: this attack has only {self.attack.steps} steps; "
-                "list no later one."
-            )
+            why = f"this attack has only {self.attack.steps} steps"
+            raise InputError(f"cache.steps={kept}: {why}; list no later one.")
         share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
         if not (share and int(share[1]) <= int(share[2])):
             raise InputError(f"shard={self.shard}: expected i/n with i from 1 to n, such as 3/8.")

@@ -156,6 +156,16 @@ class ByShards(Job):
             array: np.concatenate([part[array] for part in found], axis=self.image_axis)
             for array in found[0]
         }
-        says = self.summary(name, whole, [card for card in cards.values() if card is not None])
-        self.artifact(name).keep(whole, **{"made_with": made_with(self.cell.cfg), **says})
+        made = [card for card in cards.values() if card is not None]
+        used = {
+            fact: distinct([getattr(card.made_with, fact, None) for card in made])
+            for fact in ("micro_batch", "compile")
+        }
+        says = {"made_with": made_with(self.cell.cfg) | used, **self.summary(name, whole, made)}
+        self.artifact(name).keep(whole, **says)
         return []
+
+
+def distinct(values: list[Any]) -> list[Any]:
+    """The values, each once, in their order; shards may have been made otherwise than others."""
+    return [value for i, value in enumerate(values) if value not in values[:i]]

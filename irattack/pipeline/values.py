@@ -3,7 +3,7 @@
 import math
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, NoReturn, TypeVar
+from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -58,10 +58,20 @@ def no_flag(value: Any) -> Any:
     return refuse() if isinstance(value, bool) else value
 
 
+def is_whole(value: Any) -> bool:
+    """Whether a value is a whole number of 1 or more."""
+    return type(value) is int and value >= 1
+
+
 Given = Annotated[int | float | str, BeforeValidator(no_flag)]
 T = TypeVar("T")
 AsNumber = Annotated[T, AfterValidator(number)]  # 8/255 becomes 0.0313…
 Whole = Annotated[int, Field(strict=True, ge=1, description="a whole number of 1 or more")]
+WholeOrAuto = Annotated[
+    int | Literal["auto"],
+    BeforeValidator(lambda value: value if value == "auto" or is_whole(value) else refuse()),
+    Field(description="a whole number of 1 or more, or auto"),
+]
 Odd = Annotated[
     int,
     Field(strict=True, ge=1, description="an odd whole number above 0"),
@@ -76,6 +86,11 @@ AtLeast0 = Annotated[
 RADIUS = "a radius in (0, 1] for images in [0, 1], such as 8/255"
 Radius = Annotated[Given, within(0, 1, open_below=True), Field(description=RADIUS)]
 Flag = Annotated[bool, Field(strict=True, description="true or false")]
+FlagOrAuto = Annotated[
+    bool | Literal["auto"],
+    BeforeValidator(lambda value: value if value == "auto" or type(value) is bool else refuse()),
+    Field(description="true, false or auto"),
+]
 Names = Annotated[list[str], Field(description="a list of names, such as [vgg16,resnet152]")]
 Path_ = Annotated[
     str,

@@ -1,6 +1,5 @@
 """The hands of the jobs: choosing, attacking and evaluating images on the device of this run."""
 
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from typing import Any, TypeVar
@@ -27,10 +26,12 @@ from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.codec import kept_frames, read_frames
 from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
 from irattack.pipeline.images import images_of
+from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.steps import last_frame, of_shard
+from irattack.pipeline.tuning import Pace, pace
 
 T = TypeVar("T")
-log = logging.getLogger(__name__)
+JUDGED = 64  # candidate images at once; they cost little memory, and are not kept
 
 
 def choose(cell: Cell, candidates: Candidates) -> Images:
@@ -40,18 +41,23 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     with without_tf32(), torch.no_grad():
         models = {name: build(cell, name, "judge") for name in cfg.benchmark.sources}
         order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
-        found: list[int] = []
-        for start in range(0, len(order), cfg.micro_batch):
-            rows = order[start : start + cfg.micro_batch]
+
+        def correct(rows: list[int]) -> list[int]:
             batch = candidates.take(rows)
             x = to_device(batch.pixels, cfg)
             y = torch.from_numpy(batch.labels).to(x.device)
-            correct = torch.ones_like(y, dtype=torch.bool)
+            right = torch.ones_like(y, dtype=torch.bool)
             for name, model in models.items():
                 logits = model(x)
                 check_finite(name, logits.T, batch.ids)
-                correct &= margin(logits, y) < 0
-            found += [rows[i] for i in correct.nonzero().flatten().tolist()]
+                right &= margin(logits, y) < 0
+            return [rows[i] for i in right.nonzero().flatten().tolist()]
+
+        found: list[int] = []
+        batch, start = MicroBatch(JUDGED, cfg.device), 0
+        while start < len(order):
+            found += batch.fit(lambda size: correct(order[start : start + size]), "the choice")  # noqa: B023
+            start += batch.size
             if len(found) >= cfg.images:
                 return candidates.take(found[: cfg.images])
     cure = f"use images={len(found)} or fewer" if found else "give others"
@@ -115,11 +121,28 @@ class Worker:
         prepare(cell.cfg)
         self.cell = cell
         self.draws = Draws(cell.cfg.seed)
-        self.model: Callable[[str, str], nn.Module] = cache(lambda *what: build(cell, *what))
+        self.model: Callable[[str, str], nn.Module] = cache(self._model)
         self.attack = attack_of(cell)
-        self.micro_batch = cell.cfg.micro_batch
         backward = self.attack.backward
         self.attack_in_one_graph = backward is not None and backward.one_graph
+
+    def _model(self, name: str, role: str) -> nn.Module:
+        return build(self.cell, name, role, role == "source" and self.pace.compile)
+
+    @cached_property
+    def pace(self) -> Pace:
+        """What `auto` stands for on this device."""
+        return pace(self.cell)
+
+    @cached_property
+    def batch(self) -> MicroBatch:
+        """How many probes are evaluated at once here."""
+        return MicroBatch(self.pace.micro_batch, self.cell.cfg.device)
+
+    @property
+    def micro_batch(self) -> int:
+        """How many probes are evaluated at once now."""
+        return self.batch.size
 
     @property
     def source(self) -> nn.Module:
@@ -148,7 +171,8 @@ class Worker:
 
     def made(self) -> dict[str, Any]:
         """What a card says of this run."""
-        return {"made_with": made_with(self.cell.cfg) | {"micro_batch": self.micro_batch}}
+        used = {"micro_batch": self.micro_batch, "compile": self.pace.compile}
+        return {"made_with": made_with(self.cell.cfg) | used}
 
     def frames(
         self, shard: Shard, keep: Sequence[int], all_steps: bool
@@ -240,21 +264,8 @@ class Worker:
 
     def retry(self, work: Callable[[], T]) -> T:
         """Runs the work on a shard; with half the micro-batch where the device lacks memory."""
-        while True:
-            try:
-                return work()
-            except torch.OutOfMemoryError:
-                if self.micro_batch == 1 or self.attack_in_one_graph:
-                    raise InputError(
-                        f"device={self.cell.cfg.device}: out of memory, and no smaller micro_batch "
-                        "helps; use a smaller block or another device."
-                    ) from None
-            self.micro_batch //= 2
-            torch.cuda.empty_cache()
-            log.warning(
-                "The device is out of memory: this shard starts again with micro_batch=%d.",
-                self.micro_batch,
-            )
+        halves = not self.attack_in_one_graph
+        return self.batch.fit(lambda _: work(), "this shard", halves)
 
     def progress(self, what: str, steps: int) -> tqdm:
         """A progress bar, on a terminal only."""

@@ -1,6 +1,5 @@
 """What a device can do: rates of networks, measured here, on which bench and estimate stand."""
 
-import gc
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack
 from irattack.attacks.randomness import Draws
+from irattack.pipeline.memory import release
 
 
 def synchronise(device: torch.device) -> None:
@@ -33,7 +33,7 @@ def seconds(work: Callable[[], object], device: torch.device, least: float = 0.0
             return spent / calls
 
 
-def forward_backward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+def forward_backward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Bare work of a probe: logits and their gradient with respect to the images (B, C, H, W)."""
 
     def work() -> Tensor:
@@ -43,7 +43,7 @@ def forward_backward(model: nn.Module, images: Tensor) -> Callable[[], object]:
     return work
 
 
-def forward(model: nn.Module, images: Tensor) -> Callable[[], object]:
+def forward(model: nn.Module, images: Tensor) -> Callable[[], Tensor]:
     """Logits of images (B, C, H, W)."""
 
     def work() -> Tensor:
@@ -80,8 +80,7 @@ def best_rate(
             seconds(work, device)  # warm-up
             rate = batch / seconds(work, device, least)
         except torch.OutOfMemoryError:
-            gc.collect()
-            torch.cuda.empty_cache()
+            release()
             break
         if rate > best.per_second:
             best = Rate(rate, batch)

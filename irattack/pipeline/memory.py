@@ -1,0 +1,74 @@
+"""Work that does not fit the memory of its device is done again in smaller parts."""
+
+import gc
+import logging
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TypeVar
+
+import torch
+
+from irattack.errors import InputError
+
+T = TypeVar("T")
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class MicroBatch:
+    """How many images go through a network at once.
+
+    Attributes:
+        size: 1 or more; halved where the device lacks memory, and so for all that follows.
+        device: as the user named it, for the sentence that ends in.
+    """
+
+    size: int
+    device: str
+
+    def fit(self, work: Callable[[int], T], what: str, halves: bool = True) -> T:
+        """Runs work(size), again with half the size for as long as the memory is too small.
+
+        Args:
+            what: that starts again, for the warning.
+            halves: whether a smaller size needs less memory.
+
+        Raises:
+            InputError: no smaller size helps.
+        """
+        while True:
+            try:
+                return work(self.size)
+            except torch.OutOfMemoryError:
+                if self.size == 1 or not halves:
+                    raise InputError(
+                        f"device={self.device}: out of memory, and no smaller micro_batch helps; "
+                        "use a smaller block or another device."
+                    ) from None
+            self.size //= 2
+            release()  # now that no traceback holds the tensors of the failure
+            log.warning(
+                "The device is out of memory: %s starts again with micro_batch=%d.",
+                *(what, self.size),
+            )
+
+
+def release() -> None:
+    """Gives back what nothing uses any more."""
+    gc.collect()
+    torch.cuda.empty_cache()
+
+
+def free(where: torch.device) -> float:
+    """Bytes that may still be taken on a device; without end on a CPU, which can swap."""
+    return torch.cuda.mem_get_info(where)[0] if where.type == "cuda" else math.inf
+
+
+def peak(where: torch.device) -> float:
+    """Bytes in use at most since the last call, on a GPU; 0 on a CPU. Starts to count anew."""
+    if where.type != "cuda":
+        return 0.0
+    found = torch.cuda.max_memory_allocated(where)
+    torch.cuda.reset_peak_memory_stats(where)
+    return found
