@@ -89,7 +89,7 @@ MISTAKES = {
     "protocol.rival=foo": "protocol.rival=foo: expected one of set, step",
     "protocol.skip_at_zero=1": "protocol.skip_at_zero=1: expected true or false",
     "+protocol.foo=1": "protocol.foo=…: no such setting",
-    "device=gpu": "expected one of auto, cpu, cuda",
+    "device=gpu": "device=gpu: expected auto, cpu, cuda, or one GPU such as cuda:3",
     "manifest=nowhere.json": "manifest=nowhere.json: no such file",
     "jobs=[{_target_:irattack.pipeline.measures.NeighbourMaps,drawn:0}]": "one image",
     "output=[1]": "output=[1]: expected the path of a folder",

@@ -24,7 +24,7 @@ from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import Artifact, to_bytes
 from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.codec import read_frames
-from irattack.pipeline.compute import device, set_tf32
+from irattack.pipeline.compute import set_tf32
 from irattack.pipeline.images import Choice, images_of, manifest
 from irattack.pipeline.job import ensure
 from irattack.pipeline.measures import Contributions, NeighbourMaps
@@ -396,13 +396,6 @@ def test_code_is_a_fact_of_the_whole_and_of_each_part(
     before = facts()
     monkeypatch.setattr(sharded, "code_of", lambda _: {"mine": "edited"})
     assert all(old != new for old, new in zip(before, facts(), strict=True))
-
-
-def test_a_device_that_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert device(cell(tmp_path).cfg).type == "cpu"
-    with pytest.raises(InputError, match="use device=auto or device=cpu"):
-        device(cell(tmp_path, "device=cuda").cfg)
 
 
 def test_interrupted_interactions_continue_after_the_last_shard(

@@ -11,6 +11,7 @@ from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.launch import failures, in_worker
 from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
+from irattack.pipeline import devices
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import check_folder
 from irattack.pipeline.job import do, jobs_of
@@ -43,6 +44,14 @@ def job(cfg: DictConfig) -> None:
 
 def measure(cfg: DictConfig) -> None:
     """One cell, from its checks to its rows on the terminal."""
+    try:
+        work(cfg)
+    finally:  # a process may wait long for its next cell, or never get one
+        devices.release()
+
+
+def work(cfg: DictConfig) -> None:
+    """`measure`, on a GPU that is left to others afterwards."""
     settings = settings_of(cfg)
     check_folder(settings)
     cell = Cell(settings)

@@ -1,6 +1,9 @@
 """How a run computes: device, precision, and models made fast. Everything here takes PyTorch."""
 
 import contextlib
+import gc
+import os
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -12,14 +15,18 @@ from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import compiled, in_bfloat16
+from irattack.pipeline import devices
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.settings import Settings
 
 
 def prepare(cfg: Settings) -> None:
-    """Sets what every computation depends on: threads, precision, cuDNN without chance."""
+    """Sets what every computation depends on: threads, GPU, precision, cuDNN without chance."""
     torch.set_num_threads(cfg.threads)
+    where = device(cfg)
+    if where.type == "cuda":  # also of what names no GPU, such as pinned memory
+        torch.cuda.set_device(where)
     set_tf32(cfg.precision == "tf32")
     torch.backends.cudnn.deterministic = True
 
@@ -41,16 +48,46 @@ def without_tf32() -> Iterator[None]:
         set_tf32(before)
 
 
+def gpu_names(count: int) -> dict[int, str]:
+    """A name for each of so many GPUs that all processes of this machine agree on, by index."""
+    shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]
+    names = {}
+    for index in range(count):
+        try:
+            name = str(torch.cuda.get_device_properties(index).uuid)
+        except (AttributeError, AssertionError, RuntimeError):  # the driver does not tell
+            name = shown[index] if index < len(shown) else str(index)
+        names[index] = re.sub(r"[^\w-]", "_", name)
+    return names
+
+
 def device(cfg: Settings) -> torch.device:
-    """The device of this run.
+    """The device of this run; a GPU is claimed for this process, until `devices.release`.
+
+    Where `device` names no GPU, it is the one on which fewest processes work.
 
     Raises:
         InputError: it is not there.
     """
-    found = torch.cuda.is_available()
-    if cfg.device == "cuda" and not found:
-        raise InputError("device=cuda: PyTorch finds none here; use device=auto or device=cpu.")
-    return torch.device("cuda" if found and cfg.device != "cpu" else "cpu")
+    if cfg.device == "cpu":
+        return torch.device("cpu")
+    named = int(cfg.device[5:]) if cfg.device.startswith("cuda:") else None
+    index = devices.held()
+    if index is None or named not in (None, index):
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        if not count and cfg.device == "auto":
+            return torch.device("cpu")
+        if (named or 0) >= count:
+            there = f"{count} CUDA devices here, cuda:0 to cuda:{count - 1}"
+            there = {0: "no CUDA device here", 1: "one CUDA device here, cuda:0"}.get(count, there)
+            cure = "name one of them or use device=auto" if count else "use device=auto or cpu"
+            raise InputError(f"device={cfg.device}: PyTorch finds {there}; {cure}.")
+        names, before = gpu_names(count), devices.last()
+        index = devices.hold(names if named is None else {named: names[named]})
+        if before not in (None, index):  # what lies there is of an earlier cell
+            gc.collect()
+            torch.cuda.empty_cache()
+    return torch.device("cuda", index)
 
 
 def to_device(pixels: np.ndarray, cfg: Settings) -> Tensor:

@@ -18,6 +18,7 @@ from irattack.pipeline.values import (
     RADIUS,
     AsNumber,
     AtLeast0,
+    Device,
     Flag,
     FlagOrAuto,
     Given,
@@ -28,7 +29,6 @@ from irattack.pipeline.values import (
     Radius,
     Whole,
     WholeOrAuto,
-    check_device,
     one_of,
     within,
 )
@@ -157,7 +157,7 @@ class Settings(Strict):
     manifest: Path_ | None
     precision: one_of(*PRECISIONS)  # type: ignore[valid-type]
     compile: FlagOrAuto
-    device: one_of("auto", "cpu", "cuda")  # type: ignore[valid-type]
+    device: Device
     threads: Whole
     micro_batch: WholeOrAuto
     block: Whole
@@ -192,7 +192,6 @@ class Settings(Strict):
                 f"manifest={self.manifest}: no such file; name one such as "
                 "outputs/photos/images/*.json, or leave it out and images are chosen."
             )
-        check_device(self.device)
         attack = self.attack.model_extra or {}
         if ("penalty" in attack) != (self.norm.eps is None):
             raise InputError(

@@ -7,8 +7,6 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from irattack.errors import InputError
-
 PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
     "fp32": "float32, TF32 off",
     "tf32": "float32 with TF32 on CUDA",
@@ -98,15 +96,10 @@ Path_ = Annotated[
     AfterValidator(lambda value: str(Path(value).expanduser()) if value else refuse()),
     Field(description="the path of a folder, such as results or '~/results' in quotes"),
 ]
-
-
-def check_device(device: str) -> None:
-    """Raises InputError for a CUDA device that is not there."""
-    if device != "cuda":
-        return
-    import torch
-
-    if not torch.cuda.is_available():
-        raise InputError(
-            "device=cuda: PyTorch finds no CUDA device here; use device=auto or device=cpu."
-        )
+Device = Annotated[
+    str,
+    Field(
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto, cpu, cuda, or one GPU such as cuda:3",
+    ),
+]
