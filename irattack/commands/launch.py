@@ -2,7 +2,6 @@
 
 import contextlib
 import re
-import shutil
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -15,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from irattack.commands.cli import stop
+from irattack.commands.queue import absent
 from irattack.conf import is_group
 from irattack.errors import InputError
 
+EVERY_S = 15.0  # at most so many seconds between two looks at Slurm's queue
 OURS = (InputError, OSError, HydraException, OmegaConfBaseException)  # have a sentence already
 
 
@@ -50,6 +51,25 @@ def in_worker() -> bool:
     return not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
+def of_slurm(config: DictConfig) -> bool:
+    """Whether the launcher of a configuration is one of Slurm."""
+    return config.hydra.launcher._target_.endswith("SlurmLauncher")
+
+
+def ready_for_slurm(every_s: float) -> None:
+    """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
+    if missing := absent():
+        stop(
+            f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
+            "cluster's users log in, or use hydra/launcher=joblib for several processes here."
+        )
+    from submitit.slurm.slurm import SlurmJob
+
+    from irattack.commands.slurm import QueueWatcher
+
+    SlurmJob.watcher = QueueWatcher(every_s)
+
+
 class Prepare(Callback):
     """Makes Slurm's launcher ready before a multirun.
 
@@ -57,23 +77,13 @@ class Prepare(Callback):
         every_s: at most so many seconds between two looks at Slurm's queue.
     """
 
-    def __init__(self, every_s: float = 15):
+    def __init__(self, every_s: float = EVERY_S):
         self.every_s = every_s
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
-        if not config.hydra.launcher._target_.endswith("SlurmLauncher"):
-            return
-        if missing := [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]:
-            stop(
-                f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
-                "cluster's users log in, or use hydra/launcher=joblib for several processes here."
-            )
-        from submitit.slurm.slurm import SlurmJob
-
-        from irattack.commands.slurm import QueueWatcher
-
-        SlurmJob.watcher = QueueWatcher(self.every_s)
+        """`ready_for_slurm`, if that is the launcher."""
+        if of_slurm(config):
+            ready_for_slurm(self.every_s)
 
 
 @contextlib.contextmanager

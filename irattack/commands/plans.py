@@ -67,10 +67,14 @@ class Plan:
         return [job for cell in self.cells for job in jobs_of(cell)]
 
 
-def composed(overrides: list[str]) -> DictConfig:
-    """conf/config.yaml with overrides, the user's own folder of yamls searched first."""
+def composed(overrides: list[str], with_hydra: bool = False) -> DictConfig:
+    """conf/config.yaml with overrides, the user's own folder of yamls searched first.
+
+    Args:
+        with_hydra: with the node `hydra`, of which the launcher is a part.
+    """
     own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
-    return compose("config", overrides=[*own, *overrides])
+    return compose("config", overrides=[*own, *overrides], return_hydra_config=with_hydra)
 
 
 @dataclass

@@ -47,7 +47,17 @@ def lacking(job: Job, names: list[str]) -> str:
 
 
 def run(chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[str]) -> None:
-    """Runs the cells of which a job is not done, as one multirun."""
+    """Runs the cells of which a job is not done, as one multirun.
+
+    Slurm may have some of them in its queue already; these are waited for.
+    """
+    if chosen and any(text.startswith("hydra/launcher=") for text in overrides):
+        from irattack.commands.submit import Submission
+
+        if (submission := Submission(chosen[0][0].root, overrides)).of_slurm:
+            with submission.alone() as queued:
+                submission.submit(chosen, queued)
+            return submission.wait()
     from irattack.commands.run import job
 
     choices = [choice for cell, choice in chosen if any(one.missing() for one in jobs_of(cell))]
@@ -81,20 +91,24 @@ def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
     return write(table.called, table.definition, table.cells)
 
 
-def main(aggregate: bool = False) -> None:
-    """Runs the cells that are missing, unless `aggregate`, and prints the table."""
+def asked() -> tuple[Plan, list[str], list[str]]:
+    """What the command line asks for: a table, how to launch its cells, and the words but those."""
     tidy_arguments()
     register_resolvers()
     with one_sentence():
         if not sys.argv[1:]:
             raise unknown("reproduce", "", sorted(definitions()))
         name, *settings = sys.argv[1:]
-        flags = [text for text in settings if text.startswith("-")]
-        settings = [text for text in settings if text not in flags]
-        launcher = [*flags, *(text for text in settings if of_launcher(text))]
+        launcher = [text for text in settings if text.startswith("-") or of_launcher(text)]
         overrides = [text for text in settings if text not in launcher]
         with hydra():
-            table = plan(name, overrides)
+            return plan(name, overrides), launcher, [name, *overrides]
+
+
+def main(aggregate: bool = False) -> None:
+    """Runs the cells that are missing, unless `aggregate`, and prints the table."""
+    table, launcher, _ = asked()
+    with one_sentence():
         print(reproduce(table, launcher, aggregate))
 
 

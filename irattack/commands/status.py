@@ -1,4 +1,4 @@
-"""What of every table and figure is done, and cleaning away what none needs.
+"""What of every table and figure is done or in Slurm's queue, and cleaning away what none needs.
 
     python -m irattack status [name=value …]
     python -m irattack clean [name=value …]
@@ -19,7 +19,9 @@ from tabulate import tabulate
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.plans import Plan, plans
+from irattack.commands.queue import absent, queue
 from irattack.commands.settings import register_resolvers
+from irattack.errors import InputError
 from irattack.pipeline.job import Job
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import is_whole
@@ -67,24 +69,45 @@ def state(job: Job, folders: dict[Path, Folder]) -> str:
     return "begun" if some else "pending"
 
 
+def in_queue() -> dict[Path, bool]:
+    """What Slurm's jobs will make, and whether they run yet; nothing where there is no Slurm."""
+    if absent():
+        return {}
+    try:
+        return {Path(path): task.running for (path, _), task in queue().items()}
+    except InputError as error:
+        print(f"irattack: {error}", file=sys.stderr)
+        return {}
+
+
 def status(tables: dict[str, Plan]) -> str:
-    """A line a table: its jobs, how many are done, begun or not, and what lies on disk."""
-    lines, folders = [], dict[Path, Folder]()
-    seen: dict[tuple[Path, ...], str] = {}
+    """A line a table: its jobs, how many are done, begun or not, and what lies on disk.
+
+    Of those that are not done, how many wait in Slurm's queue, and how many run.
+    """
+    lines, folders, queued = [], dict[Path, Folder](), in_queue()
+    seen: dict[tuple[Path, ...], tuple[str, str]] = {}
     for name, table in tables.items():
         states: Counter[str] = Counter()
+        slurm: Counter[str] = Counter()
         own = {folder for job in table.jobs for folder in job.folders}
         folders |= {folder: look(folder) for folder in own - folders.keys()}
         for job in table.jobs:
             which = tuple(job.artifact(name).path for name in job.names)
             if which not in seen:
-                seen[which] = state(job, folders)
-            states[seen[which]] += 1
+                runs = {queued[path] for path in map(Path.resolve, which) if path in queued}
+                waits = "running" if True in runs else "queued" if runs else ""
+                seen[which] = state(job, folders), waits
+            done, waits = seen[which]
+            states[done] += 1
+            slurm[waits if done != "done" else ""] += 1
         broken = sum(folders[folder].broken for folder in own)
         megabytes = sum(folders[folder].bytes for folder in own) / 1e6
         counts = [states[what] for what in STATES]
-        lines.append([name, states.total(), *counts, broken, f"{megabytes:.1f}"])
-    return tabulate(lines, ["table or figure", "jobs", *STATES, "broken shards", "MB"])
+        waiting = [slurm["queued"], slurm["running"]]
+        lines.append([name, states.total(), *counts, broken, f"{megabytes:.1f}", *waiting])
+    heads = ["table or figure", "jobs", *STATES, "broken shards", "MB", "queued", "running"]
+    return tabulate(lines, heads)
 
 
 def cleaned(tables: dict[str, Plan]) -> str:

@@ -5,30 +5,22 @@ the process ends, however it ends, so that a claim never outlives its process. C
 at a time. Processes on one machine thus share its GPUs evenly, whoever started them.
 """
 
-import contextlib
 import fcntl
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO
 from uuid import uuid4
 
+from irattack.pipeline import files
+
 
 def folder() -> Path:
     """Where the claims lie."""
     return Path(tempfile.gettempdir()) / f"irattack-gpus-{os.getuid()}"
-
-
-@contextlib.contextmanager
-def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with this path."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
 
 
 def is_held(path: Path) -> bool:
@@ -70,7 +62,7 @@ def claim(names: Mapping[int, str], first: int | None = None) -> Claim:
         first: the index to be preferred among those that equally few hold; else the lowest.
     """
     place = folder()
-    with locked(place / "lock"):
+    with files.locked(place / "lock"):
         holders: Counter[str] = Counter()
         for path in place.glob("*.claim"):
             if is_held(path):
