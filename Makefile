@@ -14,11 +14,12 @@ LAUNCHER ?=
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
 .PHONY: help setup test lint bench gpu estimate status clean clean-cache train-photos reproduce-all
-.PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=aggregate-%)
+.PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=submit-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' Makefile | sed -E 's/:.*## /\t/' | expand -t 20
 	@for table in $(TABLES); do printf 'reproduce-%s\t%s\n' $$table "$$(sed -nE 's/^title: "(.*)"/\1/p' conf/*/$$table.yaml)"; done | expand -t 20
+	@printf 'submit-table1\tthe same, and each of the others, left to Slurm; a dependent job makes it\n' | expand -t 20
 	@printf 'aggregate-table1\tthe same, and each of the others, from the disk alone; nothing is run\n' | expand -t 20
 
 setup: .venv/synced ## install everything into .venv with uv
@@ -50,7 +51,7 @@ gpu: setup ## on a machine with a GPU, in ten minutes: what it proves and how fa
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
 	$(RUN) -m irattack estimate $(EXTRA)
 
-status: setup ## what of every table and figure is done, pending or broken, and its size
+status: setup ## what of every table and figure is done, in Slurm's queue or broken, and its size
 	$(RUN) -m irattack status $(EXTRA)
 
 clean-cache: setup ## remove what no table or figure needs with these settings
@@ -64,6 +65,9 @@ train-photos: setup ## retrain the networks of benchmark=photos and report their
 
 $(TABLES:%=reproduce-%): reproduce-%: setup
 	$(RUN) -m irattack reproduce $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+
+$(TABLES:%=submit-%): submit-%: setup
+	$(RUN) -m irattack submit $* $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
 
 $(TABLES:%=aggregate-%): aggregate-%: setup
 	$(RUN) -m irattack aggregate $* $(EXTRA)

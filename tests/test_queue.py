@@ -66,7 +66,7 @@ def test_what_the_queue_makes_in_full_is_not_submitted_again(tmp_path: Path) -> 
 
 def test_a_queue_that_does_not_answer(squeue: Squeue, capsys: pytest.CaptureFixture) -> None:
     squeue("squeue: error: Unable to contact slurm controller", code=1)
-    with pytest.raises(InputError, match="does not answer .*Unable to contact slurm controller"):
+    with pytest.raises(InputError, match=r"does not answer .*Unable to contact"):
         queue.queue()
     assert status.in_queue() == {}
     assert "does not answer" in capsys.readouterr().err
@@ -75,7 +75,10 @@ def test_a_queue_that_does_not_answer(squeue: Squeue, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("launcher", "sentence"),
     [
-        ("joblib", "hydra/launcher=joblib: has no queue to leave jobs in; use hydra/launcher=slurm"),
+        (
+            "joblib",
+            "hydra/launcher=joblib: has no queue to leave jobs in; use hydra/launcher=slurm",
+        ),
         ("slurm", "hydra/launcher=slurm: there is no sbatch on this machine"),
     ],
 )

@@ -11,7 +11,8 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from submitit.slurm.slurm import SlurmJob
 
-from irattack.commands import reproduce
+from irattack.commands import queue, reproduce, status, submit
+from irattack.commands.plans import plans
 from irattack.conf import CONF
 from tests.slurm import Slurm, absent, running, wait_for
 
@@ -38,12 +39,17 @@ def slurm() -> Iterator[Slurm]:
         yield one
 
 
-def make(folder: Path, *options: str, table: str = "table1") -> int:
+def make(
+    folder: Path,
+    *options: str,
+    table: str = "table1",
+    command: Callable[[], None] = reproduce.main,
+) -> int:
     """The exit status of `python -m irattack reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce", table, *SMALL, f"output={folder}", *options])
         try:
-            reproduce.main()
+            command()
         except SystemExit as stopped:
             return int(stopped.code or 0)
         finally:
@@ -184,3 +190,61 @@ def test_jobs_that_die_are_continued(
     ]
     assert kept(before[second], folder, second)
     assert the_same(folder, alone)
+
+
+def test_submit_and_leave(
+    slurm: Slurm, start: Start, folder: Path, capfd: pytest.CaptureFixture
+) -> None:
+    """Jobs are held until the test lets them go, so that it can look at them in the queue."""
+    few = ["steps=2", "+hydra.launcher.additional_parameters.hold=true"]
+    second = SOURCES[1]
+    settings = [*SMALL, "steps=2", f"output={folder}"]
+
+    def submitted(*sentences: str) -> dict[str, str]:
+        """Submits, reads what is printed: the states of the jobs that are in the queue then."""
+        assert make(folder, *LAUNCHER, *few, command=submit.main) == 0
+        printed = capfd.readouterr().out
+        assert all(sentence in printed for sentence in sentences), printed
+        return {number: state for number, (state, _) in slurm.jobs().items()}
+
+    def let_go(*jobs: str) -> None:
+        slurm.call("scontrol", "release", ",".join(jobs))
+
+    def waiting() -> list[str]:
+        """The columns `queued` and `running` of the table."""
+        lines = status.status(plans(settings)).splitlines()
+        return next(line for line in lines if line.startswith("table1")).split()[-2:]
+
+    def over(*jobs: str) -> None:
+        wait_for(lambda: not {*jobs} & slurm.jobs().keys(), 240, f"the end of {jobs}")
+
+    first = submitted("table1: 2 cells submitted as Slurm's job", "aggregate table1")
+    assert sorted(first.values()) == ["PENDING"] * 3
+    one, other, table = sorted(first, key=lambda number: ("_" not in number, number))
+    assert waiting() == ["2", "0"]
+    assert submitted(f"2 cells in job {one[:-2]} already; job {table} (log: ") == first
+
+    slurm.call("scancel", other)
+    let_go(one, table)
+    over(one, table)
+    assert waiting() == ["0", "0"]
+    (log,) = (folder / "photos/log/slurm").glob(f"*/table/{table}_0_log.out")
+    assert f"1 of 2 results are missing: source={second} attack=ir norm=linf" in log.read_text()
+    assert not tables(folder)
+
+    # Only what is missing is submitted, and whoever wants it too waits for the same job.
+    again = submitted("table1: 1 cell submitted as Slurm's job")
+    assert len(again) == 2
+    assert not {*again} & {*first}
+    waited = start(*few)
+    wait_for(lambda: SlurmJob.watcher.num_calls > 0, 30, "waiting for it")
+    let_go(*again)
+    over(*again)
+    assert waited.result(60) == 0
+    assert not slurm.jobs()
+    assert not queue.queue()
+    written = tables(folder)
+    (log,) = (folder / "photos/log/slurm").glob(f"*/table/{max(again)}_0_log.out")
+    assert f"Written to {folder}/photos/tables" in log.read_text()
+    assert make(folder, "steps=2", command=reproduce.aggregate) == 0
+    assert tables(folder) == written
