@@ -153,6 +153,10 @@ def test_failures_keep_a_bug_of_a_single_process(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(sys, "argv", ["irattack", "-m", "hydra/launcher=joblib"])
     with pytest.raises(ValueError, match=r"a job failed \(RuntimeError: killed\)"), failures():
         raise RuntimeError("Some\nlong story\nkilled.\n")
+    said = "sbatch: error: invalid partition: gpu\nsbatch: error: Batch job submission failed.\n"
+    sentence = r"refuses the jobs \(invalid partition: gpu; Batch job submission failed\); the work"
+    with pytest.raises(ValueError, match=sentence), failures():
+        raise RuntimeError(f"CalledProcessError: ['sbatch', 'x.sh']\n{said}")
 
 
 def test_overrides_of_the_launcher() -> None:

@@ -87,9 +87,13 @@ class Prepare(Callback):
 
 
 @contextlib.contextmanager
-def failures() -> Iterator[None]:
-    """Around a multirun: the failure of one of several jobs becomes one sentence."""
-    if not any(re.match(r"hydra/launcher=(?!basic$)", text) for text in sys.argv):
+def failures(several: bool = False) -> Iterator[None]:
+    """Around a multirun: the failure of one of several jobs becomes one sentence.
+
+    Args:
+        several: that there are several, even if the command line names no launcher.
+    """
+    if not several and not any(re.match(r"hydra/launcher=(?!basic$)", a) for a in sys.argv):
         yield
         return
     try:
@@ -107,6 +111,8 @@ def failures() -> Iterator[None]:
         lines = [line.strip() for line in text.splitlines() if line.strip(" -\n")]
         if lost := re.match(r"Job (\S+) .*\bhas not produced any output", text, re.DOTALL):
             what = f"Slurm's job {lost[1]} was cancelled or killed"
+        elif refused := re.findall(r"sbatch: error: (.*\w)", text):
+            what = f"Slurm refuses the jobs ({'; '.join(refused)})"
         else:
             what = f"a job failed ({kind}{': ' + lines[-1].rstrip('.') if lines else ''})"
         raise InputError(

@@ -113,7 +113,7 @@ class Submission:
         quoted = str(self.folder).replace("'", r"\'")
         place = f"hydra.launcher.submitit_folder='{quoted}'"
         sys.argv = ["irattack", "-m", as_sweep(choices), *self.overrides, place]
-        with failures(), without_waiting() as jobs:
+        with failures(several=True), without_waiting() as jobs:
             job()
         self.new = jobs
 
@@ -133,11 +133,11 @@ class Submission:
         del params["_target_"]
         arrays = [job.job_id.split("_")[0] for job in self.new]
         arrays += [task.array for task in self.earlier]
-        after = "afterany:" + ":".join(dict.fromkeys(arrays))
+        after = f"afterany:{':'.join(dict.fromkeys(arrays))}" if arrays else None
         params |= {"submitit_folder": str(folder), "dependency": after}
         launcher = Collector(**params)
         launcher.config = self.cfg
-        with failures(), without_waiting() as jobs:
+        with failures(several=True), without_waiting() as jobs:
             launcher.launch([words], 0)
         return f"{jobs[0].job_id} (log: {jobs[0].paths.stdout})"
 
@@ -156,7 +156,7 @@ class Submission:
             InputError: one of them failed.
         """
         others = [SlurmJob(task.folder, task.number, [0]) for task in self.earlier]
-        with failures():
+        with failures(several=True):
             for job in (jobs := [*self.new, *others]):
                 job.wait()
             for job in jobs:
