@@ -37,8 +37,9 @@ from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
 from irattack.pipeline import files, speed
 from irattack.pipeline.artifact import provenance
+from irattack.pipeline.compute import gpus_of
 from irattack.pipeline.memory import release
-from irattack.pipeline.values import check_device, number
+from irattack.pipeline.values import number
 
 Found = dict[str, Any]
 TEXT = "text"  # what a part found, ready to be printed
@@ -143,7 +144,7 @@ def gpu(cfg: DictConfig) -> tuple[str, bool]:
     minutes = number(cfg.minutes)
     if not 0 < minutes < float("inf"):
         raise InputError(f"minutes={cfg.minutes}: expected a number above 0, such as 10.")
-    check_device(cfg.device)
+    gpus_of(cfg.device)
     end = time.perf_counter() + 60 * minutes
     cuda = cfg.device != "cpu" and torch.cuda.is_available()
     given = None if cfg.device == "auto" else cfg.device

@@ -61,6 +61,26 @@ def gpu_names(count: int) -> dict[int, str]:
     return names
 
 
+def gpus_of(setting: str) -> dict[int, str]:
+    """The GPUs that `device=…` allows, by index; none where it allows the CPU, and there is none.
+
+    Raises:
+        InputError: it is not there.
+    """
+    if setting == "cpu":
+        return {}
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    named = re.fullmatch(r"cuda:(\d+)", setting)
+    first = int(named[1]) if named else 0
+    if first >= count and setting != "auto":
+        there = f"{count} CUDA devices here, cuda:0 to cuda:{count - 1}"
+        there = {0: "no CUDA device here", 1: "one CUDA device here, cuda:0"}.get(count, there)
+        cure = "name one of them or use device=auto" if count else "use device=auto or cpu"
+        raise InputError(f"device={setting}: PyTorch finds {there}; {cure}.")
+    names = gpu_names(count)
+    return {first: names[first]} if named else names
+
+
 def device(cfg: Settings) -> torch.device:
     """The device of this run; a GPU is claimed for this process, until `devices.release`.
 
@@ -69,21 +89,14 @@ def device(cfg: Settings) -> torch.device:
     Raises:
         InputError: it is not there.
     """
+    index = devices.held()
     if cfg.device == "cpu":
         return torch.device("cpu")
-    named = int(cfg.device[5:]) if cfg.device.startswith("cuda:") else None
-    index = devices.held()
-    if index is None or named not in (None, index):
-        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-        if not count and cfg.device == "auto":
+    if index is None or cfg.device not in ("auto", "cuda", f"cuda:{index}"):
+        before, allowed = devices.last(), gpus_of(cfg.device)
+        if not allowed:
             return torch.device("cpu")
-        if (named or 0) >= count:
-            there = f"{count} CUDA devices here, cuda:0 to cuda:{count - 1}"
-            there = {0: "no CUDA device here", 1: "one CUDA device here, cuda:0"}.get(count, there)
-            cure = "name one of them or use device=auto" if count else "use device=auto or cpu"
-            raise InputError(f"device={cfg.device}: PyTorch finds {there}; {cure}.")
-        names, before = gpu_names(count), devices.last()
-        index = devices.hold(names if named is None else {named: names[named]})
+        index = devices.hold(allowed)
         if before not in (None, index):  # what lies there is of an earlier cell
             gc.collect()
             torch.cuda.empty_cache()
