@@ -86,6 +86,33 @@ def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
+def one_behind(found: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+    """Each tensor and its copy on the CPU, once the next one has been asked for.
+
+    So a GPU works on the next step while this one is rounded and written.
+    """
+    waiting: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
+    for tensor in found:
+        if waiting is not None:
+            yield arrived(*waiting)
+        copied, event = tensor.to("cpu", non_blocking=True), None
+        if tensor.is_cuda:
+            event = torch.cuda.Event()
+            event.record()
+        waiting = tensor, copied, event
+    if waiting is not None:
+        yield arrived(*waiting)
+
+
+def arrived(
+    tensor: Tensor, copied: Tensor, event: torch.cuda.Event | None
+) -> tuple[Tensor, Tensor]:
+    """A tensor and its copy, which is waited for."""
+    if event is not None:
+        event.synchronize()
+    return tensor, copied
+
+
 def refuse(images: Images, bad: np.ndarray, why: str) -> None:
     """Raises InputError, which names the images in which something is bad, (B, …) bool."""
     rows = np.flatnonzero(bad.reshape(len(images), -1).any(axis=1)).tolist()
@@ -207,8 +234,9 @@ class Worker:
         images, attack = shard.images, self.attack
         x, y = self.tensors(images)
         model = self.model(self.cell.cfg.source, "source")
-        for delta in perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch):
-            yield to_frame(images, delta, attack.norm)
+        found = perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch)
+        for delta, copied in one_behind(found):
+            yield to_frame(images, copied, attack.norm)
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
