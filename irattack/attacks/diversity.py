@@ -25,23 +25,23 @@ class ResizeAndPad:
         wide = max(side + 1, round(side * self.ratio))
         coin, size, top, left = draws.double().unbind(dim=1)
         new = side + (size * (wide - side)).long()
-        above, before = ((u * (wide - new + 1)).long() for u in (top, left))
-        rows, columns = (_table(images, wide, new, shift) for shift in (above, before))
+        new, u = new.repeat(2), torch.cat([top, left])  # of the rows, and of the columns
+        rows, columns = _tables(images, wide, new, (u * (wide - new + 1)).long()).chunk(2)
         moved = _Separable.apply(images, rows, columns)
         return torch.where((coin < self.probability).view(-1, 1, 1, 1), moved, images)
 
 
-def _table(images: Tensor, wide: int, new: Tensor, shift: Tensor) -> Tensor:
-    """One axis of ResizeAndPad: row i has the weights of the input's pixels in output pixel i.
+def _tables(images: Tensor, wide: int, new: Tensor, shift: Tensor) -> Tensor:
+    """Of an axis of ResizeAndPad: row i has the weights of the input's pixels in output pixel i.
 
-    The axis is resized to `new` pixels by the nearest, of which the first becomes number `shift`
+    An axis is resized to `new` pixels by the nearest, of which the first becomes number `shift`
     of `wide`, and resized back linearly.
 
     Args:
-        new, shift: (b,).
+        new, shift: (n,), of n axes.
 
     Returns:
-        (b, side, side), with at most two weights in a row, which sum to less than 1 at the pad.
+        (n, side, side), with at most two weights in a row, which sum to less than 1 at the pad.
     """
     side, where = images.shape[-1], images.device
     pixel = torch.arange(side, device=where)

@@ -123,9 +123,7 @@ class Attack:
             if self.samples.reduction == "mean":
                 weight = weight / copies
         if self.transform is not None:
-            random = to_device(
-                draws.uniform(ids, step, "transform", (copies, 4)), delta.device
-            )
+            random = to_device(draws.uniform(ids, step, "transform", (copies, 4)), delta.device)
         return Term(self.loss, weight, noise=noise, transform=self.transform, draws=random)
 
     def update(

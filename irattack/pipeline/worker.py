@@ -86,31 +86,27 @@ def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
-def one_behind(found: Iterator[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
-    """Each tensor and its copy on the CPU, once the next one has been asked for.
+def one_behind(found: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Each tensor on the CPU, once the next one has been asked for.
 
     So a GPU works on the next step while this one is rounded and written.
     """
-    waiting: tuple[Tensor, Tensor, torch.cuda.Event | None] | None = None
+
+    def arrived(copied: Tensor, event: torch.cuda.Event | None) -> Tensor:
+        if event is not None:
+            event.synchronize()
+        return copied
+
+    waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
     for tensor in found:
         if waiting is not None:
             yield arrived(*waiting)
-        copied, event = tensor.to("cpu", non_blocking=True), None
+        waiting = tensor.to("cpu", non_blocking=True), None
         if tensor.is_cuda:
-            event = torch.cuda.Event()
-            event.record()
-        waiting = tensor, copied, event
+            waiting = waiting[0], torch.cuda.Event()
+            waiting[1].record()
     if waiting is not None:
         yield arrived(*waiting)
-
-
-def arrived(
-    tensor: Tensor, copied: Tensor, event: torch.cuda.Event | None
-) -> tuple[Tensor, Tensor]:
-    """A tensor and its copy, which is waited for."""
-    if event is not None:
-        event.synchronize()
-    return tensor, copied
 
 
 def refuse(images: Images, bad: np.ndarray, why: str) -> None:
@@ -235,8 +231,8 @@ class Worker:
         x, y = self.tensors(images)
         model = self.model(self.cell.cfg.source, "source")
         found = perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch)
-        for delta, copied in one_behind(found):
-            yield to_frame(images, copied, attack.norm)
+        for delta in one_behind(found):
+            yield to_frame(images, delta, attack.norm)
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
