@@ -52,7 +52,8 @@ def on_cuda(keys: Sequence[Key], count: int, device: torch.device) -> Tensor | N
         return None
     words = np.array(keys, dtype=np.uint64).view(np.int64)
     found = torch.empty(len(keys), count, device=device)
-    fill(found, torch.from_numpy(words).pin_memory().to(device, non_blocking=True))
+    with torch.cuda.device(device):  # on which Triton launches
+        fill(found, torch.from_numpy(words).pin_memory().to(device, non_blocking=True))
     return found
 
 
