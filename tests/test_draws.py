@@ -1,8 +1,15 @@
 """Random numbers do not know their batch; sets have the right cells, cells the right pixels."""
 
+import math
+import os
+import subprocess
+import sys
+
+import numpy as np
 import pytest
 import torch
 
+from irattack.attacks import philox
 from irattack.attacks.objective import to_pixels
 from irattack.attacks.randomness import Draws
 
@@ -25,6 +32,54 @@ def test_draws_depend_on_seed_image_step_and_purpose_alone() -> None:
         Draws(0).uniform(ids[::-1], 3, "a", (4,)),
     ]
     assert not any((Draws(0).uniform(ids, 3, "a", (4,)) == other).any() for other in others)
+
+
+def test_philox_is_normal_and_depends_on_seed_image_step_and_purpose_alone() -> None:
+    def draw(seed: int, ids: list[str], step: int, purpose: str) -> torch.Tensor:
+        return Draws(seed).philox(ids, step, purpose, (3, 25_001), torch.device("cpu"))
+
+    whole = draw(0, names(4), 3, "noise")
+    assert torch.equal(
+        torch.cat([draw(0, names(4)[i : i + 1], 3, "noise") for i in range(4)]), whole
+    )
+    others = [draw(1, names(4), 3, "noise"), draw(0, names(4), 4, "noise")]
+    others += [draw(0, names(4), 3, "start"), draw(0, names(4)[::-1], 3, "noise")]
+    for other in others:
+        correlation = torch.corrcoef(torch.stack([whole.flatten(), other.flatten()]))[0, 1]
+        assert abs(correlation) < 0.01
+    each = whole.double().flatten(1)
+    moments = torch.stack([(each**k).mean(dim=1) for k in range(1, 5)])
+    expected = torch.tensor([0.0, 1.0, 0.0, 3.0]).double()[:, None].expand(4, 4)
+    torch.testing.assert_close(moments, expected, rtol=0, atol=0.15)
+    assert abs((each[:, 1:] * each[:, :-1]).mean()) < 0.01  # the two of a pair, too
+
+
+def test_philox_numbers_are_box_and_muller_of_its_words() -> None:
+    words = np.random.Philox(key=np.array([3, 2**64 - 5], dtype=np.uint64)).random_raw(20_001)
+    found = philox.on_cpu((3, 2**64 - 5), 40_001)
+    for j in (0, 1, 7, 16_383, 16_384, 20_000):
+        u, v = ((int(word) >> 8) / 2**24 for word in (words[j] & 0xFFFFFFFF, words[j] >> 32))
+        radius = math.sqrt(-2 * math.log(1 - u))
+        assert found[2 * j] == pytest.approx(radius * math.cos(2 * math.pi * v), abs=2e-6)
+        if j < 20_000:
+            assert found[2 * j + 1] == pytest.approx(radius * math.sin(2 * math.pi * v), abs=2e-6)
+
+
+KERNEL = """
+import torch
+from irattack.attacks import philox
+found = torch.empty(2, 1001)
+philox.fill(found, torch.tensor([[3, -5], [7, 9]]), 64)
+for row, key in zip(found, [(3, 2**64 - 5), (7, 9)]):
+    torch.testing.assert_close(row, philox.on_cpu(key, 1001), rtol=0, atol=2e-6)
+"""
+
+
+@pytest.mark.skipif(philox.triton is None, reason="Triton is there where PyTorch has CUDA")
+def test_the_kernel_of_cuda_gives_the_same_numbers() -> None:
+    """In Triton's interpreter, which must be chosen before Triton is imported."""
+    kernel = [sys.executable, "-W", "ignore", "-c", KERNEL]
+    subprocess.run(kernel, check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
 
 
 def test_replacement_draws_fewer_distinct_cells() -> None:

@@ -11,6 +11,7 @@ from hydra.utils import instantiate
 from scipy.stats import norm as normal
 from torch import Tensor, nn
 
+from irattack.attacks.diversity import ResizeAndPad
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.norms import L2, Linf, Norm
 from irattack.attacks.objective import gradient, to_pixels
@@ -20,7 +21,6 @@ from irattack.attacks.pieces import (
     Interaction,
     MaskedLoss,
     Momentum,
-    ResizeAndPad,
 )
 from irattack.attacks.randomness import Draws
 from irattack.commands.settings import register_resolvers
@@ -123,17 +123,42 @@ def test_masked_loss_is_its_definition(smooth: nn.Module, images: Tensor) -> Non
     torch.testing.assert_close(ours, torch.autograd.grad(loss, d)[0])
 
 
-def test_resize_and_pad() -> None:
-    images, draws = torch.rand(6, 3, 32, 32), torch.rand(6, 4)
-    out = ResizeAndPad(1.0)(images, draws)
-    assert out.shape == images.shape
-    assert not torch.equal(out, images)
-    for i in range(6):
-        alone = ResizeAndPad(1.0)(images[i : i + 1], draws[i : i + 1])
-        assert torch.equal(alone[0], out[i])
-    draws[:, 0] = torch.tensor([0.0, 0.49, 0.5, 0.51, 0.99, 0.2])
-    moved = (ResizeAndPad()(images, draws) != images).flatten(1).any(dim=1)
-    assert moved.tolist() == [True, True, False, False, False, True]
+def resized_and_padded(image: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """DI of one image (1, C, H, W) by PyTorch's own resizes."""
+    coin, size, top, left = draws.tolist()
+    side = image.shape[-1]
+    wide = max(side + 1, round(side * 330 / 299))
+    if coin >= probability:
+        return image
+    new = side + int(size * (wide - side))
+    above, before = int(top * (wide - new + 1)), int(left * (wide - new + 1))
+    moved = F.interpolate(image, size=(new, new), mode="nearest")
+    moved = F.pad(moved, (before, wide - new - before, above, wide - new - above))
+    return F.interpolate(moved, size=(side, side), mode="bilinear")
+
+
+@pytest.mark.parametrize(
+    ("side", "dtype", "exact"),
+    [(32, torch.float32, 1e-6), (61, torch.float64, 1e-14), (4, torch.float32, 1e-6)],
+)
+def test_resize_and_pad_of_a_batch_is_that_of_each_image(
+    side: int, dtype: torch.dtype, exact: float
+) -> None:
+    images, draws = torch.rand(40, 3, side, side, dtype=dtype), torch.rand(40, 4)
+    gradients = []
+    for each in (True, False):
+        z = images.clone().requires_grad_()
+        if each:
+            parts = zip(z.split(1), draws, strict=True)
+            out = expected = torch.cat([resized_and_padded(*part, 0.5) for part in parts])
+        else:
+            out = ResizeAndPad()(z, draws)
+        gradients.append(torch.autograd.grad((out**2).sum(), z)[0])
+    torch.testing.assert_close(out, expected, rtol=0, atol=exact)
+    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=10 * exact)
+    still = draws[:, 0] >= 0.5
+    assert torch.equal(out[still], images[still])
+    assert (out != images).flatten(1).any(dim=1).sum() > 10
 
 
 @pytest.mark.parametrize(("side", "wide"), [(299, 330), (32, 35), (4, 5)])  # 330 / 299, or 1 px
@@ -223,8 +248,8 @@ def test_an_uncovered_border_is_in_no_set(name: str) -> None:
     piece = {"interaction": Interaction(lam=1, **sets), "masked": MaskedLoss(**sets)}[name]
     attack = Attack(NORMS[0], 1, classify=False, **{name: piece})  # type: ignore[arg-type]
     delta = torch.ones(1, 3, 16, 16)
-    *_, inside, outside = attack.terms(delta, ["a"], 1, Draws(0))
-    pixels = [to_pixels(t.sets, 16, 16, t.side)[0, 0] for t in (inside, outside)]  # type: ignore[arg-type]
+    term = attack.terms(delta, ["a"], 1, Draws(0))[-1]
+    pixels = to_pixels(term.sets, 16, 16, term.side)[0, [0, 2]]  # type: ignore[arg-type]
     assert pixels[0][:15, :15].all()
     assert not pixels[0][15:].any()
     assert not pixels[1][:15, :15].any()

@@ -109,6 +109,8 @@ def test_key_changes_with_everything_that_changes_the_numbers() -> None:
     keys = [key(), key("attack=pgd"), *(key(change) for change in changes.split())]
     assert len(set(keys)) == len(keys)
     assert key("output=elsewhere", "targets=secured", "device=cpu") == key()
+    noise = ["attack=vr", "benchmark.generator=philox"]
+    assert key(*noise) == key(*noise, "device=cpu") != key("attack=vr")
 
 
 def test_targets_leave_the_source_out_of_sets_alone() -> None:

@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,7 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import Interaction
 from irattack.attacks.randomness import Draws
-from irattack.commands import bench, estimate, plans, settings
+from irattack.commands import bench, estimate, overhead, plans, settings
 from irattack.conf import CONF
 from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell
@@ -59,6 +59,52 @@ def test_probes_of_a_step(name: str, count: int) -> None:
     assert speed.probes(instantiate(cell.steps_facts["attack"])) == count
 
 
+@pytest.mark.parametrize(
+    ("name", "batches", "most"),
+    [
+        *(("pgd", 1, 60), ("pgd norm=l2", 1, 65), ("mi", 1, 60), ("ti", 1, 60), ("sgm", 1, 60)),
+        *(("di", 1, 150), ("vr", 8, 60), ("ir", 26, 60), ("maskaug", 25, 60)),
+        ("hybridir", 34, 60),
+    ],
+)
+def test_a_step_takes_few_operators_and_never_waits(name: str, batches: int, most: int) -> None:
+    """At the sizes of benchmark=imagenet, 50 images; the operators do not depend on their size."""
+    given = [
+        "benchmark=imagenet",
+        "source=resnet34",
+        "grid=4",
+        "cells=4",
+        *f"attack={name}".split(),
+    ]
+    given += ["pretrained=false", "benchmark.sources=[]"]
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        attack = instantiate(Cell(compose("config", overrides=given)).steps_facts["attack"])
+    found = overhead.counts(attack, images=50, size=8, micro_batch=128)
+    assert found["micro_batches"] == batches
+    assert 20 < found["operators_per_micro_batch"] <= most
+    assert found["synchronisations"] == 0
+
+
+def test_what_waits_for_the_device_is_counted() -> None:
+    steps: dict[str, Callable[[Tensor], object]] = {
+        "item": lambda g: g.sum().item(),
+        "if": lambda g: bool(g.any()),
+        "list": lambda g: g[0, 0, 0].tolist(),
+        "copy": lambda g: g.cpu(),
+        "upload": lambda g: torch.ones(3).to(g),
+        "none": lambda g: torch.ones(3).to(g.device, non_blocking=True),
+    }
+    for name, wait in steps.items():
+
+        def smooth(g: Tensor, wait: Callable[[Tensor], object] = wait) -> Tensor:
+            wait(g)
+            return g
+
+        attack = Attack(Linf(0.1, 0.01), 2, smooth=smooth)  # type: ignore[arg-type]
+        found = overhead.counts(attack, images=2, size=8, micro_batch=4)
+        assert found["synchronisations"] == (name != "none"), name
+
+
 def test_bench_writes_what_it_measured(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -68,6 +114,7 @@ def test_bench_writes_what_it_measured(
         f"output={path}",
         "images.cpu.photos=4",
         "batches.cpu.photos=[16]",
+        "overhead={attacks:[vr],images:2,size:32,micro_batch:16}",
         "threads=1",
         "device=cpu",
     ]
@@ -81,6 +128,8 @@ def test_bench_writes_what_it_measured(
         assert 0 < low <= network[fact] <= high
     ratio = network["image_steps_per_s"] / network["limit_image_steps_per_s"]
     assert network["fraction_of_limit"] == pytest.approx(ratio, rel=1e-2)
+    assert found["outside_networks"]["vr"]["micro_batches"] == 3  # 2 x 20 probes
+    assert found["outside_networks"]["vr"]["milliseconds"] > 0
     assert found["precision"] == "fp32"
     assert 0 < found["cache"]["ratio"] < 1
     out = capsys.readouterr().out

@@ -32,7 +32,7 @@ from irattack.attacks.pieces import (
     Momentum,
     StopAtLength,
 )
-from irattack.attacks.randomness import Draws
+from irattack.attacks.randomness import Draws, to_device
 from irattack.attacks.skip import SkipGradient
 from irattack.errors import one_of
 
@@ -123,7 +123,7 @@ class Attack:
             if self.samples.reduction == "mean":
                 weight = weight / copies
         if self.transform is not None:
-            random = draws.uniform(ids, step, "transform", (copies, 4)).to(delta.device)
+            random = to_device(draws.uniform(ids, step, "transform", (copies, 4)), delta.device)
         return Term(self.loss, weight, noise=noise, transform=self.transform, draws=random)
 
     def update(

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.attacks.losses import strongest_rival
@@ -29,6 +30,8 @@ class Term:
         noise: ξ, (B, P, C, H, W); None for none.
         transform: the input transform T, called with images (b, C, H, W) and their draws (b, d).
         draws: (B, P, d) random numbers in [0, 1) for the transform.
+        share: how many probes of an image share a forward pass where a backward rule's result
+            depends on it; None for all.
     """
 
     value: Value
@@ -38,6 +41,7 @@ class Term:
     noise: Tensor | None = None
     transform: Transform | None = None
     draws: Tensor | None = None
+    share: int | None = None
 
     @property
     def probes(self) -> int:
@@ -79,11 +83,11 @@ def gradient(
 ) -> Tensor:
     """∇_δ of the sum of the terms, (B, C, H, W).
 
-    With `one_graph`, each term of each image has a forward pass of its own, for backward rules
-    whose result depends on what shares one.
+    With `one_graph`, each term of each image has forward passes of its own (`Term.share`), for
+    backward rules whose result depends on what shares one.
 
     The terms at x + δ itself come first, in one forward pass; their strongest wrong class is the
-    rival that every other term's value is given.
+    rival that every other term's value is given. Nothing here waits for the device.
     """
     total = torch.zeros_like(delta)
     rival = torch.zeros_like(y)
@@ -92,33 +96,48 @@ def gradient(
     groups = [[term] for term in shared] if one_graph else [shared] if shared else []
     for group in [*groups, *others]:
         first = group[0]
-        probes = first.probes
-        count, size = len(x) * probes, probes if one_graph else micro_batch
+        probes, count = first.probes, len(x) * first.probes
+        size = (first.share or probes) if one_graph else micro_batch
         for low in range(0, count, size):  # all probes of image 0, of image 1, …
-            high = min(low + size, count)
-            part = torch.arange(low, high, device=x.device)
-            image, probe = part // probes, part % probes
+            part = slice(low, min(low + size, count))
+            # a term of one probe takes its images by slices, without a copy
+            probe = torch.arange(low, part.stop, device=x.device)
+            image = part if probes == 1 else probe // probes
             move, present = delta[image], None
             if first.sets is not None:
-                cells = first.sets[image, probe]
+                cells = first.sets.flatten(0, 1)[part]
                 present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side)[:, None]
                 move = move * present
             z = x[image] + move
             if first.noise is not None:
-                z = z + first.noise[image, probe]
+                z = z + first.noise.flatten(0, 1)[part]
             z.requires_grad_()
             seen = z
             if first.transform is not None and first.draws is not None:
-                seen = first.transform(z, first.draws[image, probe])
-            logits = model(seen)
+                seen = first.transform(z, first.draws.flatten(0, 1)[part])
+            logits, label = model(seen), y[image]
             if first.at_delta:
-                rival[image] = strongest_rival(logits.detach(), y[image])
-            values = [t.weight[image] * t.value(logits, y[image], rival[image]) for t in group]
+                rival[part] = strongest_rival(logits.detach(), label)
+            values = [t.weight[image] * t.value(logits, label, rival[image]) for t in group]
             (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
             g = g if present is None else g * present
-            if probes == 1:
-                total[low:high] += g
-                continue
-            for i in range(low // probes, -(-high // probes)):  # index_add_ has no order on CUDA
-                total[i] += g[max(i * probes, low) - low : (i + 1) * probes - low].sum(dim=0)
+            total[low // probes : -(-part.stop // probes)] += summed(g, low, probes)
     return total
+
+
+def summed(g: Tensor, low: int, probes: int) -> Tensor:
+    """The sums of the probes of each image, in an order that does not change (index_add_ has none).
+
+    Args:
+        g: of probes low, low + 1, … of all images' probes, of which each image has `probes` in
+            turn, (b, C, H, W). The first and the last image may have others elsewhere.
+
+    Returns:
+        (n, C, H, W), of the images that have probes among these.
+    """
+    if probes == 1:
+        return g
+    before, after = low % probes, -(low + len(g)) % probes
+    if before or after:
+        g = F.pad(g, (0, 0, 0, 0, 0, 0, before, after))
+    return g.unflatten(0, (-1, probes)).sum(dim=1)

@@ -3,7 +3,7 @@
 slot          piece            gives
 interaction   Interaction      IR    (Section 5, Eq. 42)
 samples       GaussianNoise    VR    (Section 4; Wu et al., 2018)
-transform     ResizeAndPad     DI    (Xie et al., 2019)
+transform     ResizeAndPad     DI    (Xie et al., 2019), in diversity.py
 backward      SkipGradient     SGM   (Section 4; Wu et al., 2020), in skip.py
 smooth        GaussianKernel   TI    (Dong et al., 2019)
 accumulate    Momentum         MI    (Section 4; Dong et al., 2018)
@@ -22,8 +22,10 @@ from torch import Tensor
 from irattack.attacks.losses import UTILITIES
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
-from irattack.attacks.randomness import Draws
+from irattack.attacks.randomness import Draws, to_device
 from irattack.errors import one_of
+
+GENERATORS = ("mt19937", "philox")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,14 +52,14 @@ class RandomCells:
 
     def both(
         self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
-    ) -> list[Term]:
-        """weight · Σ_k [value at S_k + value at Λ∖S_k], as two terms; width in pixels."""
+    ) -> Term:
+        """weight · Σ_k [value at S_k + value at Λ∖S_k], 2K probes an image; width in pixels."""
         sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
         side = None
         if self.border == "uncovered":  # one more row and column, in Λ∖S_k but in no S_k
             sets, side = F.pad(sets, (0, 1, 0, 1)), width // self.grid
-        sets = sets.to(weight.device)
-        return [Term(value, weight, sets=which, side=side) for which in (sets, ~sets)]
+        sets = to_device(torch.cat([sets, ~sets], dim=1), weight.device)
+        return Term(value, weight, sets=sets, side=side, share=self.samples)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,11 +88,13 @@ class Interaction(RandomCells):
         present = delta.new_ones(len(delta))
         if self.skip_at_zero:
             present = delta.flatten(1).any(dim=1).to(delta.dtype)
-        if self.lam == 0 or not present.any():
+            if step == 1 and not present.any():  # asked at the start alone: to ask is to wait
+                return []
+        if self.lam == 0:
             return []
         v, weight = UTILITIES[self.rival], self.lam / self.samples * present
         sets = self.both(v, weight, ids, step, draws, delta.shape[-1])
-        return [Term(v, -self.lam * present), *sets]
+        return [Term(v, -self.lam * present), sets]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +106,7 @@ class MaskedLoss(RandomCells):
     ) -> list[Term]:
         """The terms of J."""
         weight = delta.new_ones(len(delta)) / (2 * self.samples)
-        return self.both(loss, weight, ids, step, draws, delta.shape[-1])
+        return [self.both(loss, weight, ids, step, draws, delta.shape[-1])]
 
 
 @dataclass(frozen=True)
@@ -114,55 +118,35 @@ class GaussianNoise:
         sigma: σ, in units of [0, 1] images.
         reduction: `mean` (the expectation of the paper) or `sum` (the authors' code, in which λ
             therefore acts as λ / M).
+        generator: `mt19937` draws on the CPU; `philox` on the device of the images, other numbers
+            but the same on every device.
     """
 
     samples: int
     sigma: float
     reduction: str = "mean"
+    generator: str = "mt19937"
 
     def __post_init__(self) -> None:
         one_of("reduction", self.reduction, ("mean", "sum"))
+        one_of("generator", self.generator, GENERATORS)
 
     def noise(self, x: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Tensor:
         """ξ, (B, M, C, H, W)."""
-        return self.sigma * draws.normal(ids, step, "noise", (self.samples, *x.shape[1:])).to(x)
-
-
-@dataclass(frozen=True)
-class ResizeAndPad:
-    """DI: with some probability, the image is resized at random and padded at random.
-
-    Xie et al. (2019) enlarge 299 px to a random size in [299, 330) and pad to 330 with zeros, with
-    probability 0.5. For another input size the ratio 330 / 299 is kept, and the result is resized
-    back, so that any network takes it.
-    """
-
-    probability: float = 0.5
-    ratio: float = 330 / 299
-
-    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
-        """T(images): images (b, C, H, W), draws (b, 4) in [0, 1) -> (b, C, H, W)."""
-        side = images.shape[-1]
-        wide = max(side + 1, round(side * self.ratio))
-        out = []
-        for image, (coin, size, top, left) in zip(images.split(1), draws.tolist(), strict=True):
-            if coin >= self.probability:
-                out.append(image)
-                continue
-            new = side + int(size * (wide - side))
-            above, before = int(top * (wide - new + 1)), int(left * (wide - new + 1))
-            moved = F.interpolate(image, size=(new, new), mode="nearest")
-            moved = F.pad(moved, (before, wide - new - before, above, wide - new - above))
-            out.append(F.interpolate(moved, size=(side, side), mode="bilinear"))
-        return torch.cat(out)
+        shape = (self.samples, *x.shape[1:])
+        if self.generator == "philox":
+            drawn = draws.philox(ids, step, "noise", shape, x.device)
+        else:
+            drawn = to_device(draws.normal(ids, step, "noise", shape), x.device)
+        return drawn.to(x.dtype) * self.sigma
 
 
 @cache
-def _gaussian(size: int) -> Tensor:
+def _gaussian(size: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     points = torch.linspace(-3, 3, size, dtype=torch.float64)
     density = torch.exp(-(points**2) / 2)
     kernel = torch.outer(density, density)
-    return kernel / kernel.sum()
+    return (kernel / kernel.sum()).to(device, dtype)
 
 
 @dataclass(frozen=True)
@@ -178,7 +162,7 @@ class GaussianKernel:
     def __call__(self, g: Tensor) -> Tensor:
         """W ∗ g for each channel, zero-padded, (B, C, H, W)."""
         channels = g.shape[1]
-        kernel = _gaussian(self.size).to(g).expand(channels, 1, self.size, self.size)
+        kernel = _gaussian(self.size, g.dtype, g.device).expand(channels, 1, self.size, self.size)
         return F.conv2d(g, kernel, padding=self.size // 2, groups=channels)
 
 

@@ -1,13 +1,17 @@
 """Random numbers that depend on seed, image, step and purpose, never on the batch they meet in."""
 
 import hashlib
+import math
 import os
+import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
 import torch
 from torch import Tensor
+
+from irattack.attacks import philox
 
 
 @cache
@@ -16,14 +20,25 @@ def _threads(process: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor()
 
 
+def to_device(drawn: Tensor, device: torch.device) -> Tensor:
+    """What was drawn on the CPU, on the device, without a wait for it."""
+    if device.type == "cuda" and drawn.device.type == "cpu":
+        drawn = drawn.pin_memory()
+    return drawn.to(device, non_blocking=True)
+
+
 class Draws:
     """All randomness of an attack. The same (seed, image id, step, purpose) gives the same numbers.
 
-    Numbers are drawn on the CPU image by image, so neither batch size, shard nor device matters.
+    Numbers are drawn image by image, so neither batch size, shard nor device matters. All but
+    `philox` draw on the CPU: sets and uniform numbers are few, and are drawn while a GPU works.
     """
 
     def __init__(self, seed: int):
         self.seed = seed
+
+    def _digest(self, image: str, step: int, purpose: str) -> bytes:
+        return hashlib.sha256(f"{self.seed}/{image}/{step}/{purpose}".encode()).digest()
 
     def _stack(
         self,
@@ -33,8 +48,7 @@ class Draws:
         purpose: str,
     ) -> Tensor:
         def row(image: str) -> Tensor:
-            name = f"{self.seed}/{image}/{step}/{purpose}".encode()
-            number = int.from_bytes(hashlib.sha256(name).digest()[:8], "little") >> 1
+            number = int.from_bytes(self._digest(image, step, purpose)[:8], "little") >> 1
             return draw(torch.Generator().manual_seed(number))
 
         return torch.stack(list(_threads(os.getpid()).map(row, ids)))
@@ -46,6 +60,27 @@ class Draws:
     def normal(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """N(0, 1) of shape (B, *shape), float32."""
         return self._stack(lambda g: torch.randn(*shape, generator=g), ids, step, purpose)
+
+    def philox(
+        self,
+        ids: Sequence[str],
+        step: int,
+        purpose: str,
+        shape: Sequence[int],
+        device: torch.device,
+    ) -> Tensor:
+        """N(0, 1) of shape (B, *shape), float32, drawn on the device; others than `normal`'s.
+
+        Devices differ in last digits, as they do in all else.
+        """
+        words = [struct.unpack("<2Q", self._digest(image, step, purpose)[:16]) for image in ids]
+        found, count = None, math.prod(shape)
+        if device.type == "cuda":
+            found = philox.on_cuda(words, count, device)
+        if found is None:
+            rows = _threads(os.getpid()).map(lambda key: philox.on_cpu(key, count), words)
+            found = to_device(torch.stack(list(rows)), device)
+        return found.view(len(ids), *shape)
 
     def subsets(
         self,

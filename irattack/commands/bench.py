@@ -8,13 +8,11 @@ In one run, side by side, for each network:
 (b) the straightforward way: one image at a time, K masks in a batch, separate passes for v(Λ),
     v(Λ∖S), v(S) and v(∅), all recomputed at each step, in the default memory format;
 
-and the IR attack of the pipeline. Besides, the step cache, leave-one-out and memory.
+and the IR attack of the pipeline. Besides, what each attack costs outside the networks, the step
+cache, leave-one-out and memory.
 """
 
-import statistics
-import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -32,20 +30,19 @@ from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import margin, strongest_rival
 from irattack.attacks.norms import Linf
 from irattack.attacks.randomness import Draws
+from irattack.commands import overhead
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.disk import cache_speed, leave_one_out_seconds
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
-from irattack.data import photos
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.network import networks
 from irattack.pipeline import files, speed
-from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.codec import kept_frames, read_frames
 from irattack.pipeline.compute import build, device, prepare, without_tf32
-from irattack.pipeline.worker import to_frame
+from irattack.pipeline.worker import attack_of
 
 
 def per_image(
@@ -164,57 +161,19 @@ class Contest:
         return {"compile_speedup": before / speed.seconds(work, self.where, self.cfg.seconds)}
 
 
-def cache_speed(where: torch.device, folder: Path, length: int = 20) -> dict[str, float]:
-    """MB/s and ratio of the step cache on real attack output at 224 px.
-
-    PGD on the trained ResNet-34 of the photos benchmark; 7 x 7 crops make an image, of eight.
-    """
-    crops = photos.candidates("test").take(range(8 * 49))
-    x = torch.from_numpy(crops.pixels).to(where).float() / 255
-    y = torch.from_numpy(crops.labels).to(where)
-    attack, model = Attack(Linf(16 / 255, 2 / 255), length), zoo.build("photos", "resnet34")
-    found = perturbations(attack, model.to(where), x, y, crops.ids, Draws(0))
-
-    def tiled(pixels: np.ndarray) -> np.ndarray:
-        rows = pixels.reshape(8, 7, 7, 3, 32, 32).transpose(0, 3, 1, 4, 2, 5)
-        return np.ascontiguousarray(rows.reshape(8, 3, 224, 224))
-
-    pixels = tiled(crops.pixels)
-    frames = [tiled(to_frame(crops, delta, attack.norm)) for delta in found]
-    raw, path = sum(frame.nbytes for frame in frames) / 1e6, folder / "bench.b2"
-    rates: dict[str, list[float]] = {"write": [], "read": []}
-    for _ in range(5):
-        begin = time.perf_counter()
-        keep = partial(files.write_bytes, path)
-        for _frame in kept_frames(pixels, frames, range(length), keep):
-            pass
-        rates["write"].append(raw / (time.perf_counter() - begin))
-        begin = time.perf_counter()
-        for _frame in read_frames(path, pixels, length):
-            pass
-        rates["read"].append(raw / (time.perf_counter() - begin))
-    ratio = path.stat().st_size / 1e6 / raw
-    path.unlink()
-    return {
-        "ratio": round(ratio, 4),
-        "write_mb_per_s": round(statistics.median(rates["write"]), 1),
-        "read_mb_per_s": round(statistics.median(rates["read"]), 1),
-    }
-
-
-def leave_one_out_seconds() -> float:
-    """Leave-one-out for seven targets at (100, 1000) margins, in seconds."""
-    margins = np.random.default_rng(0).normal(size=(7, 100, 1000))
-    begin = time.perf_counter()
-    for of_target in margins:
-        evaluation.transferred(of_target)
-    return round(time.perf_counter() - begin, 5)
-
-
 def cell_of(overrides: list[str]) -> Cell:
     """The cell of these overrides of conf/config.yaml."""
     cfg = hydra.compose("config", overrides=overrides)
     return Cell(cfg)
+
+
+def outside_networks(name: str, cfg: DictConfig, where: torch.device) -> dict[str, Any]:
+    """What a step of an attack costs with a network that costs nothing."""
+    given = ["benchmark=imagenet", f"attack={name}", "source=resnet34", "benchmark.sources=[]"]
+    attack = attack_of(cell_of([*given, "pretrained=false"]))
+    sizes = {key: cfg.overhead[key] for key in ("images", "size", "micro_batch")}
+    timed = overhead.milliseconds(attack, **sizes, device=where, least=cfg.seconds)
+    return {**sizes, **overhead.counts(attack, **sizes), "milliseconds": timed}
 
 
 def bench(cfg: DictConfig) -> str:
@@ -246,6 +205,7 @@ def bench(cfg: DictConfig) -> str:
         results[name if group == "imagenet" else f"{group}/{name}"] = Contest(cell, cfg).result()
     where = device(next(iter(cells.values())).cfg)
     path = Path(cfg.output)
+    outside = {name: outside_networks(name, cfg, where) for name in cfg.overhead.attacks}
     cache = cache_speed(where, path.parent)
     whole = {
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else speed.cpu_name(),
@@ -255,6 +215,7 @@ def bench(cfg: DictConfig) -> str:
         **provenance(),
         "rounds": cfg.rounds,
         "networks": results,
+        "outside_networks": outside,
         "cache": cache,
         "leave_one_out_100x1000_seven_targets_s": leave_one_out_seconds(),
         "peak_memory_of_the_bench_mb": speed.peak_memory_mb(where),
@@ -269,9 +230,13 @@ def bench(cfg: DictConfig) -> str:
         ]
         for name, r in results.items()
     ]
+    columns = ["micro_batches", "operators_per_micro_batch", "synchronisations", "milliseconds"]
+    costs = [[name, *(each[column] for column in columns)] for name, each in outside.items()]
     return (
         f"IR attack, {cfg.precision}, {whole['device']}, {cfg.threads} threads; image-steps per "
         f"second, medians of {cfg.rounds} rounds\n\n{tabulate(lines, heads)}\n\n"
+        f"A step of {cfg.overhead.images} images with a network that costs nothing:\n\n"
+        f"{tabulate(costs, ['attack', *(column.replace('_', ' ') for column in columns)])}\n\n"
         f"Step cache: {100 * cache['ratio']:.1f} % of raw, written at "
         f"{cache['write_mb_per_s']:.0f} MB/s, read at {cache['read_mb_per_s']:.0f} MB/s. "
         f"Leave-one-out, seven targets at (100, 1000): "

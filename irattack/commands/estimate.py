@@ -16,8 +16,8 @@ from hydra.utils import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
-from irattack.commands.bench import cache_speed
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.disk import cache_speed
 from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline import speed

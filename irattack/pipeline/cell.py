@@ -18,7 +18,7 @@ from irattack.models import zoo
 from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import PRECISIONS
 
-VERSION = 3  # raise it when the same configuration starts to give other perturbations
+VERSION = 4  # raise it when the same configuration starts to give other perturbations
 
 
 @dataclass(frozen=True)

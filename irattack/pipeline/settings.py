@@ -70,6 +70,7 @@ class Benchmark(Strict):
     grid: Whole
     copies: Whole
     sigma: AtLeast0
+    generator: one_of("mt19937", "philox") = "mt19937"  # type: ignore[valid-type]
     relaxed: Relaxed
     kernel: Odd
     threads: Whole
@@ -215,8 +216,7 @@ def settings_of(cfg: DictConfig) -> Settings:
         InputError: one of them cannot be used; the sentence names it.
     """
     given: Any = OmegaConf.to_container(cfg, resolve=True)
-    given.pop("hydra", None)
-    given.pop("piece", None)
+    given = {name: value for name, value in given.items() if name not in ("hydra", "piece")}
     try:
         return Settings.model_validate(given)
     except ValidationError as error:

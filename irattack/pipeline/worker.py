@@ -86,6 +86,29 @@ def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     return frame.astype(np.uint8)
 
 
+def one_behind(found: Iterator[Tensor]) -> Iterator[Tensor]:
+    """Each tensor on the CPU, once the next one has been asked for.
+
+    So a GPU works on the next step while this one is rounded and written.
+    """
+
+    def arrived(copied: Tensor, event: torch.cuda.Event | None) -> Tensor:
+        if event is not None:
+            event.synchronize()
+        return copied
+
+    waiting: tuple[Tensor, torch.cuda.Event | None] | None = None
+    for tensor in found:
+        if waiting is not None:
+            yield arrived(*waiting)
+        waiting = tensor.to("cpu", non_blocking=True), None
+        if tensor.is_cuda:
+            waiting = waiting[0], torch.cuda.Event()
+            waiting[1].record()
+    if waiting is not None:
+        yield arrived(*waiting)
+
+
 def refuse(images: Images, bad: np.ndarray, why: str) -> None:
     """Raises InputError, which names the images in which something is bad, (B, …) bool."""
     rows = np.flatnonzero(bad.reshape(len(images), -1).any(axis=1)).tolist()
@@ -207,7 +230,8 @@ class Worker:
         images, attack = shard.images, self.attack
         x, y = self.tensors(images)
         model = self.model(self.cell.cfg.source, "source")
-        for delta in perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch):
+        found = perturbations(attack, model, x, y, images.ids, self.draws, self.micro_batch)
+        for delta in one_behind(found):
             yield to_frame(images, delta, attack.norm)
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())

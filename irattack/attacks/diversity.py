@@ -1,0 +1,84 @@
+"""DI: random resizes and pads of a batch, as products with a table an axis (Xie et al., 2019)."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ResizeAndPad:
+    """DI: with some probability, the image is resized at random and padded at random.
+
+    Xie et al. (2019) enlarge 299 px to a random size in [299, 330) and pad to 330 with zeros, with
+    probability 0.5. For another input size the ratio 330 / 299 is kept, and the result is resized
+    back, so that any network takes it.
+    """
+
+    probability: float = 0.5
+    ratio: float = 330 / 299
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """T(images): images (b, C, H, W), draws (b, 4) in [0, 1) -> (b, C, H, W)."""
+        side = images.shape[-1]
+        wide = max(side + 1, round(side * self.ratio))
+        coin, size, top, left = draws.double().unbind(dim=1)
+        new = side + (size * (wide - side)).long()
+        new, u = new.repeat(2), torch.cat([top, left])  # of the rows, and of the columns
+        rows, columns = _tables(images, wide, new, (u * (wide - new + 1)).long()).chunk(2)
+        moved = _Separable.apply(images, rows, columns)
+        return torch.where((coin < self.probability).view(-1, 1, 1, 1), moved, images)
+
+
+def _tables(images: Tensor, wide: int, new: Tensor, shift: Tensor) -> Tensor:
+    """Of an axis of ResizeAndPad: row i has the weights of the input's pixels in output pixel i.
+
+    An axis is resized to `new` pixels by the nearest, of which the first becomes number `shift`
+    of `wide`, and resized back linearly.
+
+    Args:
+        new, shift: (n,), of n axes.
+
+    Returns:
+        (n, side, side), with at most two weights in a row, which sum to less than 1 at the pad.
+    """
+    side, where = images.shape[-1], images.device
+    pixel = torch.arange(side, device=where)
+    at = ((pixel.to(images.dtype) + 0.5) * (wide / side) - 0.5).clamp_min(0)
+    first = at.long()
+    share = at - first
+    taps = torch.stack([first, (first + 1).clamp_max(wide - 1)])  # (2, side), of the padded axis
+    source = taps - shift[:, None, None]
+    inside = (source >= 0) & (source < new[:, None, None])
+    # PyTorch finds the nearest in float32, whatever the images are; side / tensor would not divide
+    ratio = torch.full_like(new, side, dtype=torch.float32) / new
+    nearest = (source * ratio[:, None, None]).long().clamp_(0, side - 1)
+    weight = torch.stack([1 - share, share]) * inside
+    return ((nearest[..., None] == pixel) * weight[..., None]).sum(dim=1)
+
+
+class _Separable(torch.autograd.Function):
+    """R X Cᵀ for images X (b, C, H, W) and tables R, C (b, H, H), (b, W, W), never in TF32.
+
+    Sums of a product have a fixed order on CUDA, which the gradients of gathers have not.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+        ctx.save_for_backward(rows, columns)
+        return _in_full(rows[:, None], images, columns.mT[:, None])
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        rows, columns = ctx.saved_tensors
+        return _in_full(rows.mT[:, None], g, columns[:, None]), None, None
+
+
+def _in_full(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
+    matmul = torch.backends.cuda.matmul
+    before, matmul.allow_tf32 = matmul.allow_tf32, False
+    try:
+        return left @ middle @ right
+    finally:
+        matmul.allow_tf32 = before
