@@ -8,6 +8,7 @@ COMMANDS = {
     "aggregate": "irattack.commands.reproduce:aggregate",
     "status": "irattack.commands.status:main",
     "clean": "irattack.commands.status:clean",
+    "accuracy": "irattack.commands.accuracy:main",
     "estimate": "irattack.commands.estimate:main",
     "gpu": "irattack.commands.gpu:main",
     "bench": "irattack.commands.bench:main",

@@ -33,6 +33,7 @@ from irattack.attacks.losses import margin, strongest_rival
 from irattack.attacks.norms import Linf
 from irattack.attacks.randomness import Draws
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.plans import nearest
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
@@ -79,7 +80,7 @@ class Contest:
     def __init__(self, cell: Cell, cfg: DictConfig):
         self.cell, self.cfg, self.where = cell, cfg, device(cell.cfg)
         size = self.size = cell.cfg.benchmark.size
-        count = cfg.images[self.where.type][cell.cfg.benchmark.name]
+        count = nearest(cfg.images[self.where.type], cell.cfg.benchmark)
         self.x = torch.rand(count, 3, size, size, device=self.where)
         self.y = torch.zeros(count, dtype=torch.long, device=self.where)
         self.ids = [f"image-{i}" for i in range(count)]
@@ -121,7 +122,7 @@ class Contest:
     def result(self) -> dict[str, Any]:
         """Image-steps per second of the three and their ratios, medians over the rounds."""
         cfg, count, least = self.cfg, len(self.x), self.cfg.seconds
-        batches = list(cfg.batches[self.where.type][self.cell.cfg.benchmark.name])
+        batches = list(nearest(cfg.batches[self.where.type], self.cell.cfg.benchmark))
         probes = speed.probes(self.attack)
         best = speed.best_rate(
             *(speed.forward_backward, self.fast, self.size, self.where),
@@ -219,6 +220,9 @@ def cell_of(overrides: list[str]) -> Cell:
 
 def bench(cfg: DictConfig) -> str:
     """Runs everything that conf/bench.yaml asks for, writes the JSON, returns what to print."""
+    if cfg.benchmark is not None:
+        known = hydra.compose("config", [f"benchmark={cfg.benchmark}"]).benchmark
+        cfg.networks = {cfg.benchmark: list(known.source_sets.get("paper", known.sources))}
     pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
     sizes = [b for groups in cfg.batches.values() for batches in groups.values() for b in batches]
     if (

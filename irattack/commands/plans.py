@@ -8,7 +8,7 @@ function that writes it.
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import product
@@ -21,10 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group, yamls
-from irattack.errors import InputError, unknown
+from irattack.errors import InputError, UnfitError, unknown
 from irattack.models import zoo
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.images import check_folder
+from irattack.pipeline.images import check_data
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import number
@@ -36,7 +36,7 @@ ELSEWHERE = (  # settings that change where something is computed or kept, not w
 )
 
 
-class NotListedError(InputError):
+class NotListedError(UnfitError):
     """A setting selects among the cells of a table, and leaves none."""
 
 
@@ -71,6 +71,19 @@ def composed(overrides: list[str]) -> DictConfig:
     """conf/config.yaml with overrides, the user's own folder of yamls searched first."""
     own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
     return compose("config", overrides=[*own, *overrides])
+
+
+def nearest(of_benchmark: Mapping[str, Any], chosen: DictConfig) -> Any:
+    """What is said of a benchmark, or of the one among those named whose images are nearest in size.
+
+    Args:
+        of_benchmark: anything by the benchmark's name.
+        chosen: conf/benchmark.
+    """
+    if chosen.name in of_benchmark:
+        return of_benchmark[chosen.name]
+    sizes = {name: composed([f"benchmark={name}"]).benchmark.size for name in of_benchmark}
+    return of_benchmark[min(sizes, key=lambda name: abs(sizes[name] - chosen.size))]
 
 
 @dataclass
@@ -190,7 +203,7 @@ def cells_of(
         choice = dict(zip(leg, values, strict=True))
         settings = composer(choice | common)
         if not cells and settings.pretrained:
-            check_folder(settings)
+            check_data(settings)
         cell = Cell(settings)
         varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
@@ -211,8 +224,7 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
             f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
             "it to `python -m irattack` without `reproduce`."
         )
-    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
-    called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    called = file_stem(name, overrides)
     legs = [
         {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
         for leg in definition["cells"]
@@ -228,6 +240,12 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
         composer = Composer(overrides)
     chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
     return Plan(called, definition, chosen, overrides)
+
+
+def file_stem(name: str, overrides: list[str]) -> str:
+    """How the files of a table are called: its name, and the settings that change its numbers."""
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    return "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
 
 
 def benchmark(overrides: list[str]) -> str:
@@ -253,7 +271,7 @@ def plans(overrides: list[str]) -> dict[str, Plan]:
     with hydra():
         for name in sorted(definitions()):
             if load_definition(name).get("benchmark", chosen) == chosen:
-                with contextlib.suppress(NotListedError):
+                with contextlib.suppress(UnfitError):
                     found[name] = plan(name, overrides, composer)
     if not found:
         raise InputError(f"no table or figure has cells with {' '.join(overrides)}.")
