@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack
@@ -57,6 +58,30 @@ def test_probes_of_a_step(name: str, count: int) -> None:
     with initialize_config_dir(str(CONF), version_base="1.3"):
         cell = Cell(compose("config", overrides=[f"attack={name}"]))
     assert speed.probes(instantiate(cell.steps_facts["attack"])) == count
+
+
+def test_bench_knows_every_benchmark() -> None:
+    """What conf/bench.yaml lacks is that of the images nearest in size."""
+    listed = OmegaConf.create({"imagenet": 2, "photos": 64})
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = {
+            name: speed.nearest(listed, Cell(compose("config", overrides=overrides)))
+            for name, overrides in {
+                "photos": [],
+                "cifar10": ["benchmark=cifar10", "source=resnet18", "pretrained=false"],
+                "nips2017": ["benchmark=nips2017", "pretrained=false"],
+            }.items()
+        }
+        assert found == {"photos": 64, "cifar10": 64, "nips2017": 2}
+        cfg = compose("bench", overrides=["benchmark=cifar10"])
+    assert cfg.benchmark.source_sets.paper == ["resnet18", "resnet34", "resnet50"]
+
+
+def test_a_table_that_a_benchmark_cannot_make_is_left_out() -> None:
+    """No network of cifar10 has what SGM of protocol=authors needs, which `controls` lists."""
+    found = plans.plans(["benchmark=cifar10", "pretrained=false", "threads=1"])
+    assert "controls" not in found
+    assert {"table1", "table3", "fig7"} <= found.keys()
 
 
 def test_bench_writes_what_it_measured(

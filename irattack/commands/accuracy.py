@@ -18,6 +18,7 @@ from irattack.commands.plans import Composer, Plan, composed, file_stem, hydra
 from irattack.commands.reproduce import reproduce
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
+from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.counting import readings
 from irattack.pipeline.images import listed
@@ -40,7 +41,9 @@ def networks(benchmark: DictConfig, given: dict[str, str]) -> list[str]:
     """
     if not given:
         sets = [benchmark[of_role].values() for of_role in ROLES.values()]
-        return list(dict.fromkeys(chain(benchmark.sources, *chain(*sets))))
+        named = dict.fromkeys(chain(benchmark.sources, *chain(*sets)))
+        known = named if benchmark.any_timm_model else zoo.names(benchmark.name)
+        return [name for name in named if name in known]  # a set may be another benchmark's
     found = []
     for role, text in given.items():
         for name in text.strip("[]").split(","):

@@ -214,15 +214,13 @@ def leave_one_out_seconds() -> float:
 
 def cell_of(overrides: list[str]) -> Cell:
     """The cell of these overrides of conf/config.yaml."""
-    cfg = hydra.compose("config", overrides=overrides)
-    return Cell(cfg)
+    return Cell(hydra.compose("config", overrides=overrides))
 
 
 def bench(cfg: DictConfig) -> str:
     """Runs everything that conf/bench.yaml asks for, writes the JSON, returns what to print."""
-    if cfg.benchmark is not None:
-        known = hydra.compose("config", [f"benchmark={cfg.benchmark}"]).benchmark
-        cfg.networks = {cfg.benchmark: list(known.source_sets.get("paper", known.sources))}
+    if "benchmark" in cfg:
+        cfg.networks = {cfg.benchmark.name: cfg.benchmark.source_sets.get("paper", [])}
     pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
     sizes = [b for groups in cfg.batches.values() for batches in groups.values() for b in batches]
     if (
@@ -238,10 +236,10 @@ def bench(cfg: DictConfig) -> str:
     results: dict[str, Any] = {}
     cells: dict[str, Cell] = {}
     for group, name in tqdm(pairs, desc="bench", leave=False, disable=None):
-        trained = group == "photos"
+        trained = f"pretrained={group == 'photos'}"
         cell = cells[group] = cell_of(
             [
-                *(f"benchmark={group}", f"source={name}", "attack=ir", f"pretrained={trained}"),
+                *(f"benchmark={group}", f"source={name}", "attack=ir", trained),
                 *(f"precision={cfg.precision}", f"device={cfg.device}", f"threads={cfg.threads}"),
                 "benchmark.sources=[]",
             ]

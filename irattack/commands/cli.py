@@ -117,7 +117,7 @@ def _unknown_setting(name: str) -> str:
     if name == "piece":
         return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
     keys = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text("utf-8"), re.M)
-    names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
+    names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra", name)]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."

@@ -29,8 +29,9 @@ class Images:
 
     def take(self, indices: Sequence[int]) -> "Images":
         """The images at these positions, in this order; a range of them shares their memory."""
-        together = isinstance(indices, range) and indices.step == 1
-        rows: Any = slice(indices.start, indices.stop) if together else list(indices)
+        rows: Any = list(indices)
+        if isinstance(indices, range) and indices.step == 1:
+            rows = slice(indices.start, indices.stop)
         wanted = None if self.wanted is None else self.wanted[rows]
         ids = [self.ids[i] for i in indices]
         return Images(ids, self.labels[rows], self.pixels[rows], wanted)

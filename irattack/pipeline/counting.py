@@ -110,9 +110,9 @@ def decided(cell: Cell, name: str, found: Mapping[int | None, Candidates]) -> di
     rates = [100 * count / len(rows) for count in hits]
     if not (low[0] > high[1] or low[1] > high[0]):
         raise InputError(
-            f"benchmark.data.counting={name}: of {len(rows)} images it is right on {rates[0]:.0f} % "
-            f"if classes count from 0 and on {rates[1]:.0f} % if from 1, which does not decide; "
-            "name a better network, or give 0 or 1."
+            f"benchmark.data.counting={name}: of {len(rows)} images, it is right on "
+            f"{rates[0]:.0f} % if classes count from 0 and on {rates[1]:.0f} % if from 1, which "
+            "does not decide; name a better network, or give 0 or 1."
         )
     first = int(np.argmax(hits))
     return {
