@@ -342,10 +342,13 @@ def test_a_target_that_is_wrong_on_clean_images_is_said(
     logits[often] = 1.0
     answering(monkeypatch, "vgg16", logits)
     wrong = 100 * (labels != often).mean()
-    with monkeypatch.context() as context, pytest.raises(ZeroDivisionError):
+    caplog.set_level("INFO")
+    with monkeypatch.context() as context:
         context.setattr(worker, "perturbations", lambda *_: 1 / 0)
-        ensure(Results(one))  # it is said before the first step
-    assert f"Accuracy on the 8 clean images, %: vgg16 {100 - wrong:.1f}" in caplog.text
+        with pytest.raises(ZeroDivisionError):
+            ensure(Results(one))
+    # it is said before the first step
+    assert f"Accuracy on the {len(labels)} clean images, %: vgg16 {100 - wrong:.1f}" in caplog.text
     assert f"vgg16 is wrong on {wrong:.0f} % of the clean images" in caplog.text
     ensure(Results(one))
     assert rows(one).clean_error_percent[0] == pytest.approx(wrong)
