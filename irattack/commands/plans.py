@@ -129,21 +129,35 @@ def load_definition(name: str) -> dict[str, Any]:
     return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
-def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list[dict[str, list]]:
+def expand(
+    name: str, legs: list[dict[str, list]], overrides: list[str], targets: str | list[str] = ()
+) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
+
+    Args:
+        targets: of all cells, to be looked up, too.
 
     Raises:
         NotListedError: the benchmark has no such set, and no such model.
     """
-    given = [text for text in overrides if re.match(r"benchmark(\.source_sets.*)?=", text)]
+    given = [text for text in overrides if re.match(r"benchmark(\.(source|target)_sets.*)?=", text)]
     benchmark = composed(given).benchmark
-    sets, known = benchmark.get("source_sets", {}), zoo.names(benchmark.name)
-    for source in [source for leg in legs for source in leg.get("source", [])]:
-        if source not in sets and source not in known and not benchmark.any_timm_model:
-            raise NotListedError(
-                f"{name}: source={source} is neither a model of benchmark={benchmark.name} nor "
-                f"one of its `source_sets`; add it to {yamls('benchmark')[benchmark.name]}."
-            )
+    known = zoo.names(benchmark.name)
+    roles = {
+        "source": [source for leg in legs for source in leg.get("source", [])],
+        "target": [targets] if isinstance(targets, str) else list(targets),
+    }
+    for role, names in roles.items():
+        sets = benchmark.get(f"{role}_sets", {})
+        for one in names:
+            strange = [model for model in sets.get(one, [one]) if model not in known]
+            if strange and not benchmark.any_timm_model:
+                raise NotListedError(
+                    f"{name}: {role}={one} is neither a model of benchmark={benchmark.name} nor "
+                    f"one of its `{role}_sets` of such; add it to "
+                    f"{yamls('benchmark')[benchmark.name]}."
+                )
+    sets = benchmark.get("source_sets", {})
     return [
         {
             key: [one for v in values for one in (sets.get(v, [v]) if key == "source" else [v])]
@@ -229,10 +243,11 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
         {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
         for leg in definition["cells"]
     ]
-    legs, overrides = select(name, expand(name, legs, overrides), overrides)
-    jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}
+    targets = () if "targets" in given else common["targets"]
+    legs, overrides = select(name, expand(name, legs, overrides, targets), overrides)
+    jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {name: value for name, value in common.items() if name not in given}
     if jobs:
         common["jobs"] = jobs
