@@ -80,7 +80,7 @@ class Contest:
     def __init__(self, cell: Cell, cfg: DictConfig):
         self.cell, self.cfg, self.where = cell, cfg, device(cell.cfg)
         size = self.size = cell.cfg.benchmark.size
-        count = nearest(cfg.images[self.where.type], cell.cfg.benchmark)
+        count = nearest(cfg.images[self.where.type], cell.cfg.benchmark.name, size)
         self.x = torch.rand(count, 3, size, size, device=self.where)
         self.y = torch.zeros(count, dtype=torch.long, device=self.where)
         self.ids = [f"image-{i}" for i in range(count)]
@@ -122,7 +122,8 @@ class Contest:
     def result(self) -> dict[str, Any]:
         """Image-steps per second of the three and their ratios, medians over the rounds."""
         cfg, count, least = self.cfg, len(self.x), self.cfg.seconds
-        batches = list(nearest(cfg.batches[self.where.type], self.cell.cfg.benchmark))
+        name = self.cell.cfg.benchmark.name
+        batches = list(nearest(cfg.batches[self.where.type], name, self.size))
         probes = speed.probes(self.attack)
         best = speed.best_rate(
             *(speed.forward_backward, self.fast, self.size, self.where),

@@ -8,7 +8,7 @@ function that writes it.
 import contextlib
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import product
@@ -73,17 +73,18 @@ def composed(overrides: list[str]) -> DictConfig:
     return compose("config", overrides=[*own, *overrides])
 
 
-def nearest(of_benchmark: Mapping[str, Any], chosen: DictConfig) -> Any:
-    """What is said of a benchmark, or of the one among those named whose images are nearest in size.
+def nearest(of_benchmark: Mapping[str, Any], name: str, size: int) -> Any:
+    """What is said of a benchmark, or of that whose images are nearest in size.
 
     Args:
         of_benchmark: anything by the benchmark's name.
-        chosen: conf/benchmark.
+        name: of the benchmark.
+        size: of its images, px.
     """
-    if chosen.name in of_benchmark:
-        return of_benchmark[chosen.name]
-    sizes = {name: composed([f"benchmark={name}"]).benchmark.size for name in of_benchmark}
-    return of_benchmark[min(sizes, key=lambda name: abs(sizes[name] - chosen.size))]
+    if name in of_benchmark:
+        return of_benchmark[name]
+    sizes = {other: composed([f"benchmark={other}"]).benchmark.size for other in of_benchmark}
+    return of_benchmark[min(sizes, key=lambda other: abs(sizes[other] - size))]
 
 
 @dataclass
@@ -130,7 +131,7 @@ def load_definition(name: str) -> dict[str, Any]:
 
 
 def expand(
-    name: str, legs: list[dict[str, list]], overrides: list[str], targets: str | list[str] = ()
+    name: str, legs: list[dict[str, list]], overrides: list[str], targets: Sequence[str] = ()
 ) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
 

@@ -71,19 +71,6 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     )
 
 
-def classes_of(cell: Cell, name: str, candidates: Candidates, rows: Sequence[int]) -> np.ndarray:
-    """The class that a network names for each image at these positions, (b,) int64."""
-    prepare(cell.cfg)
-    with without_tf32(), torch.no_grad():
-        model, found = build(cell, name, "judge"), []
-        for start in range(0, len(rows), JUDGED):
-            batch = candidates.take(rows[start : start + JUDGED])
-            logits = model(to_device(batch.pixels, cell.cfg))
-            check_finite(name, logits.T, batch.ids)
-            found.append(logits.argmax(dim=1).cpu())
-    return torch.cat(found).numpy()
-
-
 def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     """x + δ in 8 bits, still inside ball and box: (B, C, H, W) uint8.
 
