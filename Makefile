@@ -13,7 +13,7 @@ LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint bench gpu estimate status clean clean-cache train-photos reproduce-all
+.PHONY: help setup test lint accuracy bench gpu estimate status clean clean-cache train-photos reproduce-all
 .PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=submit-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
@@ -50,6 +50,9 @@ gpu: setup ## on a machine with a GPU, in ten minutes: what it proves and how fa
 
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
 	$(RUN) -m irattack estimate $(EXTRA)
+
+accuracy: setup ## each network's accuracy on the benchmark's images, before anything is attacked
+	$(RUN) -m irattack accuracy $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
 
 status: setup ## what of every table and figure is done, in Slurm's queue or broken, and its size
 	$(RUN) -m irattack status $(EXTRA)

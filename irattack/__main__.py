@@ -9,6 +9,7 @@ COMMANDS = {
     "submit": "irattack.commands.submit:main",
     "status": "irattack.commands.status:main",
     "clean": "irattack.commands.status:clean",
+    "accuracy": "irattack.commands.accuracy:main",
     "estimate": "irattack.commands.estimate:main",
     "gpu": "irattack.commands.gpu:main",
     "bench": "irattack.commands.bench:main",

@@ -8,6 +8,10 @@ class InputError(ValueError):
     """What the user gave cannot be used. The message is the sentence that the user reads."""
 
 
+class UnfitError(InputError):
+    """A setting asks for what other networks or tables have, and this one has not."""
+
+
 def one_of(what: str, given: object, allowed: Iterable[str]) -> None:
     """Raises InputError unless `given` is one of the allowed names."""
     names = list(allowed)

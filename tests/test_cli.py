@@ -1,5 +1,6 @@
 """The command line as its users meet it: results, and one sentence for each mistake."""
 
+import errno
 import os
 import re
 import resource
@@ -9,14 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from irattack.commands import reproduce
 from irattack.commands import run as command
+from irattack.commands.cli import one_sentence
 from irattack.conf import CONF
 from irattack.models import zoo
+from irattack.pipeline.files import write_text
 
 QUICK = ["images=8", "steps=2", "samples=2", "targets=[alexnet]", "threads=1"]
 Result = tuple[int, str, str]
@@ -84,6 +88,8 @@ MISTAKES = {
     "shard=9/8": "expected i/n with i from 1 to n",
     "pretrained=1": "pretrained=1: expected true or false",
     "seed=1.5": "seed=1.5: expected a whole number",
+    "seed=-1": "seed=-1: expected a whole number of 0 or more",
+    "weights_dir=nowhere": "weights_dir=nowhere: no such folder",
     "precision=fp16": "did you mean bf16",
     "output=''": "expected the path of a folder",
     "protocol.rival=foo": "protocol.rival=foo: expected one of set, step",
@@ -126,6 +132,22 @@ def test_images_are_looked_for_before_weights(folder: str, run: Run) -> None:
     assert err.count("\n") == 1
 
 
+def test_labels_are_read_before_weights(run: Run, tmp_path: Path, monkeypatch: Any) -> None:
+    def never(*_: object) -> None:
+        raise AssertionError("labels come first")
+
+    monkeypatch.setattr(zoo.files, "find_weights", never)
+    (tmp_path / "val").mkdir()
+    (tmp_path / "val" / "1.png").touch()
+    (tmp_path / "labels.csv").write_text("filename,label\n1.png,5\n")
+    given = ["benchmark=imagenet", f"benchmark.data.folder={tmp_path / 'val'}", "source=resnet34"]
+    for file, said in (("labels.csv", "counts classes from 0 or from 1"), ("no", "cannot be read")):
+        status, out, err = run(*given, f"benchmark.data.ground_truth={tmp_path / file}")
+        assert (status, out) == (2, "")
+        assert err.startswith(f"irattack: benchmark.data.ground_truth={tmp_path / file}")
+        assert said in err
+
+
 def test_a_slot_that_there_is_not(run: Run) -> None:
     status, out, err = run("attack=ir", "+attack.foo=3", *QUICK)
     assert (status, out) == (2, "")
@@ -152,7 +174,9 @@ def test_one_cell_and_its_second_call(
 
     monkeypatch.setattr(zoo, "build", never)
     status, second, err = run(*arguments)
-    assert (status, second) == (0, first)
+    assert status == 0
+    assert "Accuracy on the 8 clean images, %: alexnet 100.0." in first
+    assert first.endswith(second)
     status, _, _ = run(*arguments[:-1], "threads=1", "--cfg", "job")
     assert status == 0
     saved = next(tmp_path.rglob("alexnet.json")).read_text()
@@ -216,6 +240,28 @@ def test_an_unwritable_folder_is_a_sentence(run: Run) -> None:
     assert status == 2
     assert "irattack: cannot write /dev/null/x" in err
     assert err.count("\n") == 1
+
+
+def test_reading_is_not_called_writing(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    file, missing = tmp_path / "file", tmp_path / "missing"
+    file.write_text("")
+    cases: dict[str, Callable[[], object]] = {
+        f"cannot read {missing}: it is not there": missing.read_bytes,
+        f"cannot read {tmp_path}: it is a folder": tmp_path.read_bytes,
+        f"cannot read {file}/x: a part of the path is a file": (file / "x").read_bytes,
+        f"cannot write {file}: a file is in the way": lambda: write_text(file / "x", ""),
+        f"cannot write {file}/x/y: a part of": lambda: write_text(file / "x" / "y" / "z", ""),
+        f"cannot write {missing}: the disk is full": lambda: no_space(missing),
+    }
+    for sentence, work in cases.items():
+        with pytest.raises(SystemExit), one_sentence():
+            work()
+        assert capsys.readouterr().err.startswith(f"irattack: {sentence}")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def no_space(path: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
 
 def test_ctrl_c_says_how_to_continue(tmp_path: Path) -> None:

@@ -341,8 +341,16 @@ def test_a_target_that_is_wrong_on_clean_images_is_said(
     logits = torch.zeros(16)
     logits[often] = 1.0
     answering(monkeypatch, "vgg16", logits)
-    ensure(Results(one))
     wrong = 100 * (labels != often).mean()
+    caplog.set_level("INFO")
+    with monkeypatch.context() as context:
+        context.setattr(worker, "perturbations", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            ensure(Results(one))
+    # it is said before the first step
+    assert f"Accuracy on the {len(labels)} clean images, %: vgg16 {100 - wrong:.1f}" in caplog.text
+    assert f"vgg16 is wrong on {wrong:.0f} % of the clean images" in caplog.text
+    ensure(Results(one))
     assert rows(one).clean_error_percent[0] == pytest.approx(wrong)
     assert f"vgg16 is wrong on {wrong:.0f} % of the clean images" in caplog.text
     assert tables.clean_errors(rows(one)) == [

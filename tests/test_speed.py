@@ -10,6 +10,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 from hydra.utils import instantiate
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack
@@ -19,6 +20,7 @@ from irattack.attacks.pieces import Interaction
 from irattack.attacks.randomness import Draws
 from irattack.commands import bench, estimate, overhead, plans, settings
 from irattack.conf import CONF
+from irattack.errors import UnfitError
 from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell
 
@@ -103,6 +105,33 @@ def test_what_waits_for_the_device_is_counted() -> None:
         attack = Attack(Linf(0.1, 0.01), 2, smooth=smooth)  # type: ignore[arg-type]
         found = overhead.counts(attack, images=2, size=8, micro_batch=4)
         assert found["synchronisations"] == (name != "none"), name
+
+
+def test_bench_knows_every_benchmark() -> None:
+    """What conf/bench.yaml lacks is that of the images nearest in size."""
+    listed = OmegaConf.create({"imagenet": 2, "photos": 64})
+    sizes = {"photos": 32, "cifar10": 32, "nips2017": 299, "imagenet": 224}
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        found = [plans.nearest(listed, name, size) for name, size in sizes.items()]
+        assert found == [64, 64, 2, 2]
+        cfg = compose("bench", overrides=["benchmark=cifar10"])
+    assert cfg.benchmark.source_sets.paper == ["resnet18", "resnet34", "resnet50"]
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [
+        ("controls", "protocol=authors needs skip connections"),
+        ("table2", "target=secured is neither"),
+        ("fig1", "target=resnet152 is neither"),
+    ],
+)
+def test_a_table_that_a_benchmark_cannot_make_is_left_out(name: str, why: str) -> None:
+    """Estimate and status skip it: plans.plans suppresses this error alone."""
+    given = ["benchmark=cifar10", "pretrained=false", "threads=1"]
+    given += ["attack=hybridir"] if name == "controls" else []
+    with plans.hydra(), pytest.raises(UnfitError, match=why):
+        plans.plan(name, given)
 
 
 def test_bench_writes_what_it_measured(

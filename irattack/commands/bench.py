@@ -33,6 +33,7 @@ from irattack.attacks.randomness import Draws
 from irattack.commands import overhead
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.disk import cache_speed, leave_one_out_seconds
+from irattack.commands.plans import nearest
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError
@@ -76,7 +77,7 @@ class Contest:
     def __init__(self, cell: Cell, cfg: DictConfig):
         self.cell, self.cfg, self.where = cell, cfg, device(cell.cfg)
         size = self.size = cell.cfg.benchmark.size
-        count = cfg.images[self.where.type][cell.cfg.benchmark.name]
+        count = nearest(cfg.images[self.where.type], cell.cfg.benchmark.name, size)
         self.x = torch.rand(count, 3, size, size, device=self.where)
         self.y = torch.zeros(count, dtype=torch.long, device=self.where)
         self.ids = [f"image-{i}" for i in range(count)]
@@ -118,7 +119,8 @@ class Contest:
     def result(self) -> dict[str, Any]:
         """Image-steps per second of the three and their ratios, medians over the rounds."""
         cfg, count, least = self.cfg, len(self.x), self.cfg.seconds
-        batches = list(cfg.batches[self.where.type][self.cell.cfg.benchmark.name])
+        name = self.cell.cfg.benchmark.name
+        batches = list(nearest(cfg.batches[self.where.type], name, self.size))
         probes = speed.probes(self.attack)
         best = speed.best_rate(
             *(speed.forward_backward, self.fast, self.size, self.where),
@@ -163,8 +165,7 @@ class Contest:
 
 def cell_of(overrides: list[str]) -> Cell:
     """The cell of these overrides of conf/config.yaml."""
-    cfg = hydra.compose("config", overrides=overrides)
-    return Cell(cfg)
+    return Cell(hydra.compose("config", overrides=overrides))
 
 
 def outside_networks(name: str, cfg: DictConfig, where: torch.device) -> dict[str, Any]:
@@ -178,6 +179,8 @@ def outside_networks(name: str, cfg: DictConfig, where: torch.device) -> dict[st
 
 def bench(cfg: DictConfig) -> str:
     """Runs everything that conf/bench.yaml asks for, writes the JSON, returns what to print."""
+    if "benchmark" in cfg:
+        cfg.networks = {cfg.benchmark.name: cfg.benchmark.source_sets.get("paper", [])}
     pairs = [(group, name) for group, names in cfg.networks.items() for name in names]
     sizes = [b for groups in cfg.batches.values() for batches in groups.values() for b in batches]
     if (
@@ -193,10 +196,10 @@ def bench(cfg: DictConfig) -> str:
     results: dict[str, Any] = {}
     cells: dict[str, Cell] = {}
     for group, name in tqdm(pairs, desc="bench", leave=False, disable=None):
-        trained = group == "photos"
+        trained = f"pretrained={group == 'photos'}"
         cell = cells[group] = cell_of(
             [
-                *(f"benchmark={group}", f"source={name}", "attack=ir", f"pretrained={trained}"),
+                *(f"benchmark={group}", f"source={name}", "attack=ir", trained),
                 *(f"precision={cfg.precision}", f"device={cfg.device}", f"threads={cfg.threads}"),
                 "benchmark.sources=[]",
             ]

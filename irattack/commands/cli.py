@@ -10,6 +10,7 @@ import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
 from pathlib import Path
+from traceback import walk_tb
 from typing import NoReturn
 
 from hydra.errors import (
@@ -22,19 +23,23 @@ from omegaconf.errors import OmegaConfBaseException
 
 from irattack.conf import CONF, OWN
 from irattack.errors import InputError, unknown
+from irattack.pipeline import files
 
-STORAGE = {
+WRITING = {  # only then
     errno.ENOSPC: "the disk is full",
     errno.EDQUOT: "the disk quota is used up",
     errno.EFBIG: "the file-size limit is reached",
     errno.EROFS: "the file system is read-only",
-    errno.EACCES: "writing there is not permitted",
-    errno.EPERM: "writing there is not permitted",
+}
+STORAGE = WRITING | {
+    errno.EACCES: "that is not permitted",
+    errno.EPERM: "that is not permitted",
     errno.ENOTDIR: "a part of the path is a file, not a folder",
-    errno.ENOENT: "the folder is not there and cannot be made",
+    errno.ENOENT: "it is not there and cannot be made",
     errno.EEXIST: "a file is in the way",
-    errno.EISDIR: "a folder is in the way",
+    errno.EISDIR: "it is a folder",
     errno.ENAMETOOLONG: "the name is too long",
+    errno.EIO: "the disk fails",
 }
 GROUPS = ("attack", "norm", "benchmark", "protocol", "piece")
 
@@ -63,11 +68,26 @@ def one_sentence() -> Iterator[None]:
             stop(f"a yaml cannot be read: {' '.join(str(error).split())}.")
         if not isinstance(error, OSError) or error.errno not in STORAGE:
             raise
-        where = error.filename or "the output folder"
-        stop(
-            f"cannot write {where}: {STORAGE[error.errno]}; nothing half-written is left, make "
-            "room or choose another output=FOLDER, then run the same command to continue."
+        stop(_of_storage(error))
+
+
+def _of_storage(error: OSError) -> str:
+    """One sentence for an error on reading, or on writing: of a file, or of Hydra's folders."""
+    assert error.errno is not None
+    why = STORAGE[error.errno]
+    frames = [frame.f_code.co_name for frame, _ in walk_tb(error.__traceback__)]
+    noted = files.WRITING in getattr(error, "__notes__", ())
+    if noted or error.errno in WRITING or "mkdir" in frames:
+        return (
+            f"cannot write {error.filename or 'the output folder'}: {why}; nothing half-written is "
+            "left, make room or choose another output=FOLDER, then run the same command to "
+            "continue."
         )
+    why = "it is not there" if error.errno == errno.ENOENT else why
+    return (
+        f"cannot read {error.filename or 'a file'}: {why}; put a file there that you may read, or "
+        "give another, then run the same command to continue."
+    )
 
 
 def _explain(error: HydraException | OmegaConfBaseException) -> str:
@@ -97,7 +117,7 @@ def _unknown_setting(name: str) -> str:
     if name == "piece":
         return "piece=…: write attack=pgd +piece=[…] to compose an attack of pieces."
     keys = re.findall(r"^(\w+):", (CONF / "config.yaml").read_text("utf-8"), re.M)
-    names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
+    names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra", name)]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
     return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."

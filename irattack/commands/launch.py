@@ -46,6 +46,12 @@ def of_launcher(override: str) -> bool:
     return override.lstrip("+~").startswith(("hydra/", "hydra."))
 
 
+def divided(words: list[str]) -> tuple[list[str], list[str]]:
+    """Flags and settings about how jobs are run, and those about what they compute."""
+    launcher = [word for word in words if word.startswith("-") or of_launcher(word)]
+    return sorted(launcher, key=of_launcher), [word for word in words if word not in launcher]
+
+
 def in_worker() -> bool:
     """Whether this job is one of several at a time."""
     return not HydraConfig.get().launcher._target_.endswith("BasicLauncher")

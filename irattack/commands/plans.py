@@ -8,7 +8,7 @@ function that writes it.
 import contextlib
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, reduce
 from itertools import product
@@ -21,10 +21,10 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group, yamls
-from irattack.errors import InputError, unknown
+from irattack.errors import InputError, UnfitError, unknown
 from irattack.models import zoo
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.images import check_folder
+from irattack.pipeline.images import check_data
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import number
@@ -36,7 +36,7 @@ ELSEWHERE = (  # settings that change where something is computed or kept, not w
 )
 
 
-class NotListedError(InputError):
+class NotListedError(UnfitError):
     """A setting selects among the cells of a table, and leaves none."""
 
 
@@ -75,6 +75,20 @@ def composed(overrides: list[str], with_hydra: bool = False) -> DictConfig:
     """
     own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
     return compose("config", overrides=[*own, *overrides], return_hydra_config=with_hydra)
+
+
+def nearest(of_benchmark: Mapping[str, Any], name: str, size: int) -> Any:
+    """What is said of a benchmark, or of that whose images are nearest in size.
+
+    Args:
+        of_benchmark: anything by the benchmark's name.
+        name: of the benchmark.
+        size: of its images, px.
+    """
+    if name in of_benchmark:
+        return of_benchmark[name]
+    sizes = {other: composed([f"benchmark={other}"]).benchmark.size for other in of_benchmark}
+    return of_benchmark[min(sizes, key=lambda other: abs(sizes[other] - size))]
 
 
 @dataclass
@@ -120,21 +134,35 @@ def load_definition(name: str) -> dict[str, Any]:
     return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
-def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list[dict[str, list]]:
+def expand(
+    name: str, legs: list[dict[str, list]], overrides: list[str], targets: Sequence[str] = ()
+) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
+
+    Args:
+        targets: of all cells, to be looked up, too.
 
     Raises:
         NotListedError: the benchmark has no such set, and no such model.
     """
-    given = [text for text in overrides if re.match(r"benchmark(\.source_sets.*)?=", text)]
+    given = [text for text in overrides if re.match(r"benchmark(\.(source|target)_sets.*)?=", text)]
     benchmark = composed(given).benchmark
-    sets, known = benchmark.get("source_sets", {}), zoo.names(benchmark.name)
-    for source in [source for leg in legs for source in leg.get("source", [])]:
-        if source not in sets and source not in known and not benchmark.any_timm_model:
-            raise NotListedError(
-                f"{name}: source={source} is neither a model of benchmark={benchmark.name} nor "
-                f"one of its `source_sets`; add it to {yamls('benchmark')[benchmark.name]}."
-            )
+    known = zoo.names(benchmark.name)
+    roles = {
+        "source": [source for leg in legs for source in leg.get("source", [])],
+        "target": [targets] if isinstance(targets, str) else list(targets),
+    }
+    for role, names in roles.items():
+        sets = benchmark.get(f"{role}_sets", {})
+        for one in names:
+            strange = [model for model in sets.get(one, [one]) if model not in known]
+            if strange and not benchmark.any_timm_model:
+                raise NotListedError(
+                    f"{name}: {role}={one} is neither a model of benchmark={benchmark.name} nor "
+                    f"one of its `{role}_sets` of such; add it to "
+                    f"{yamls('benchmark')[benchmark.name]}."
+                )
+    sets = benchmark.get("source_sets", {})
     return [
         {
             key: [one for v in values for one in (sets.get(v, [v]) if key == "source" else [v])]
@@ -194,7 +222,7 @@ def cells_of(
         choice = dict(zip(leg, values, strict=True))
         settings = composer(choice | common)
         if not cells and settings.pretrained:
-            check_folder(settings)
+            check_data(settings)
         cell = Cell(settings)
         varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
@@ -215,16 +243,16 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
             f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
             "it to `python -m irattack` without `reproduce`."
         )
-    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
-    called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    called = file_stem(name, overrides)
     legs = [
         {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
         for leg in definition["cells"]
     ]
-    legs, overrides = select(name, expand(name, legs, overrides), overrides)
-    jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}
+    targets = () if "targets" in given else common["targets"]
+    legs, overrides = select(name, expand(name, legs, overrides, targets), overrides)
+    jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {name: value for name, value in common.items() if name not in given}
     if jobs:
         common["jobs"] = jobs
@@ -232,6 +260,12 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
         composer = Composer(overrides)
     chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
     return Plan(called, definition, chosen, overrides)
+
+
+def file_stem(name: str, overrides: list[str]) -> str:
+    """How the files of a table are called: its name, and the settings that change its numbers."""
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    return "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
 
 
 def benchmark(overrides: list[str]) -> str:
@@ -257,7 +291,7 @@ def plans(overrides: list[str]) -> dict[str, Plan]:
     with hydra():
         for name in sorted(definitions()):
             if load_definition(name).get("benchmark", chosen) == chosen:
-                with contextlib.suppress(NotListedError):
+                with contextlib.suppress(UnfitError):
                     found[name] = plan(name, overrides, composer)
     if not found:
         raise InputError(f"no table or figure has cells with {' '.join(overrides)}.")

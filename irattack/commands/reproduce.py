@@ -11,7 +11,7 @@ from typing import Any
 from hydra.utils import get_method
 
 from irattack.commands.cli import one_sentence, tidy_arguments
-from irattack.commands.launch import as_sweep, failures, of_launcher
+from irattack.commands.launch import as_sweep, divided, failures
 from irattack.commands.plans import Plan, definitions, hydra, plan
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
@@ -98,9 +98,8 @@ def asked() -> tuple[Plan, list[str], list[str]]:
     with one_sentence():
         if not sys.argv[1:]:
             raise unknown("reproduce", "", sorted(definitions()))
-        name, *settings = sys.argv[1:]
-        launcher = [text for text in settings if text.startswith("-") or of_launcher(text)]
-        overrides = [text for text in settings if text not in launcher]
+        name, *words = sys.argv[1:]
+        launcher, overrides = divided(words)
         with hydra():
             return plan(name, overrides), launcher, [name, *overrides]
 

@@ -13,7 +13,7 @@ from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
 from irattack.pipeline import devices
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.images import check_folder
+from irattack.pipeline.images import check_data
 from irattack.pipeline.job import do, jobs_of
 from irattack.pipeline.results import Results, rows
 from irattack.pipeline.settings import settings_of
@@ -53,7 +53,7 @@ def measure(cfg: DictConfig) -> None:
 def work(cfg: DictConfig) -> None:
     """`measure`, on a GPU that is left to others afterwards."""
     settings = settings_of(cfg)
-    check_folder(settings)
+    check_data(settings)
     cell = Cell(settings)
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
         log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
@@ -67,7 +67,7 @@ def work(cfg: DictConfig) -> None:
     for one in jobs_of(cell):
         missing = one.missing()
         if missing and in_worker():
-            log.info("%s: %s.", cell.title, one.kind)
+            log.info("%s: %s.", one.title, one.kind)
         if waiting := do(one, missing):
             print(
                 f"{cell.label}: shard={cfg.shard} of the {one.kind} is done, "
@@ -79,7 +79,7 @@ def work(cfg: DictConfig) -> None:
             show(cell)
         else:
             paths = [str(one.artifact(name).path) for name in one.names]
-            print(f"{cell.title}: {one.kind} in {', '.join(paths)}")
+            print(f"{one.title}: {one.kind} in {', '.join(paths)}")
 
 
 def show(cell: Cell) -> None:

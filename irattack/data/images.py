@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -27,10 +28,13 @@ class Images:
         return len(self.ids)
 
     def take(self, indices: Sequence[int]) -> "Images":
-        """The images at these positions, in this order."""
-        rows = list(indices)
+        """The images at these positions, in this order; a range of them shares their memory."""
+        rows: Any = list(indices)
+        if isinstance(indices, range) and indices.step == 1:
+            rows = slice(indices.start, indices.stop)
         wanted = None if self.wanted is None else self.wanted[rows]
-        return Images([self.ids[i] for i in rows], self.labels[rows], self.pixels[rows], wanted)
+        ids = [self.ids[i] for i in indices]
+        return Images(ids, self.labels[rows], self.pixels[rows], wanted)
 
     def digest(self, index: int) -> str:
         """SHA-256 of an image's pixels."""

@@ -18,8 +18,7 @@ def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
     Raises:
         InputError: it is nowhere, and cannot be downloaded.
     """
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"weights_dir={folder}: no such folder; name one that holds weights.")
+    check_folder(folder)
     for stem in stems(name, card) if folder is not None else ():
         for suffix in SUFFIXES:
             path = Path(str(folder)) / f"{stem}{suffix}"
@@ -45,6 +44,12 @@ def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
             f"{name}: its weights cannot be downloaded ({why}); where there is no internet give "
             f"{wanted} (or the published .pth)."
         ) from error
+
+
+def check_folder(folder: str | None) -> None:
+    """Raises InputError if a folder of weights is given and not there."""
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"weights_dir={folder}: no such folder; name one that holds weights.")
 
 
 def stems(name: str, card: dict[str, Any]) -> Iterator[str]:

@@ -9,19 +9,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+WRITING = "on writing"  # a note on errors that come up there
+
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary path beside `path`, moved there once it is complete and on the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        error.add_note(WRITING)
+        raise
     finally:
-        temporary.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # where no folder can be made, there is nothing
+            temporary.unlink()
 
 
 @contextlib.contextmanager

@@ -1,32 +1,44 @@
 """Which images are attacked: chosen once for a seed, named in a manifest, checked whenever used."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import repeat
 from pathlib import Path
 
 import numpy as np
-from hydra.utils import instantiate
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
-from irattack.data.images import Candidates, Images
+from irattack.data.images import Images
 from irattack.errors import InputError
 from irattack.hashing import key
 from irattack.models import zoo
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell
+from irattack.pipeline.counting import candidates_of, readings
 from irattack.pipeline.job import Job
 from irattack.pipeline.settings import Settings
 
 
 class Entry(BaseModel):
-    """An image: its name, its class and the SHA-256 of its pixels."""
+    """An image: its name, its class and the SHA-256 of its pixels.
+
+    Attributes:
+        wanted: the class that a targeted attack aims at, if the data name one.
+    """
 
     model_config = ConfigDict(strict=True)
     id: str
     label: int
     sha256: str
+    wanted: int | None = None
+
+    @property
+    def facts(self) -> list[str | int]:
+        """What the image is, whatever an attack aims at; as `Images.entries` has it."""
+        return [self.id, self.label, self.sha256]
 
 
 class Listing(BaseModel):
@@ -38,7 +50,7 @@ class Listing(BaseModel):
     @cached_property
     def digest(self) -> str:
         """A hash of the images' names, labels and pixels."""
-        return key([list(dict(entry).values()) for entry in self.images])
+        return key([entry.facts for entry in self.images])
 
     @field_validator("images")
     @classmethod
@@ -69,11 +81,20 @@ def manifest(cell: Cell) -> Artifact[Manifest]:
 _read: dict[tuple[Path, int, int, str], Listing] = {}  # manifests, while they do not change
 
 
-def check_folder(settings: Settings) -> None:
-    """Raises InputError, before any weights are looked for, if the images' folder is not there."""
+def check_data(settings: Settings) -> None:
+    """Raises InputError, before any weights are looked for, if images or labels cannot be used.
+
+    Labels are read where no images were chosen by them yet; later, when images are.
+    """
     data = settings.benchmark.data
-    if "folder" in data and not (data["folder"] and Path(data["folder"]).expanduser().exists()):
-        instantiate(data)  # says so
+    if "folder" not in data:
+        return
+    folder = Path(settings.output) / settings.benchmark.name / "images"
+    there = data["folder"] and Path(data["folder"]).expanduser().exists()
+    cards = (files.read_json(path) or {} for path in sorted(folder.glob("*.json")))
+    same = json.loads(json.dumps(data))
+    if not there or all((card.get("facts") or {}).get("data") != same for card in cards):
+        readings(data)
 
 
 def listing(cell: Cell) -> Listing | None:
@@ -97,10 +118,10 @@ def listing(cell: Cell) -> Listing | None:
     return _read[known]
 
 
-def listed(path: Path, count: int) -> Listing:
-    """The first images of a manifest that the user gives."""
+def listed(path: str | Path, count: int = 0) -> Listing:
+    """The first images of a manifest that the user gives, or all."""
     try:
-        found = Listing.model_validate(files.read_json(path) or {})
+        found = Listing.model_validate(files.read_json(Path(path)) or {})
     except ValidationError:
         raise InputError(
             f"manifest={path}: is no list of images, each with a name of its own, a label and a "
@@ -111,7 +132,7 @@ def listed(path: Path, count: int) -> Listing:
             f"manifest={path}: lists only {len(found.images)} images; use "
             f"images={len(found.images)}."
         )
-    return Listing(images=found.images[:count])
+    return Listing(images=found.images[: count or None])
 
 
 @dataclass(frozen=True)
@@ -137,10 +158,14 @@ class Choice(Job):
         """Writes the manifest; of several processes, the first to finish decides."""
         from irattack.pipeline.worker import choose, made_with
 
-        candidates: Candidates = instantiate(self.cell.cfg.benchmark.data)
+        candidates = candidates_of(self.cell)
         check_classes(self.cell, self.cell.cfg.benchmark.sources, candidates.ids, candidates.labels)
         chosen = choose(self.cell, candidates)
-        images = [dict(zip(Entry.model_fields, entry, strict=True)) for entry in chosen.entries()]
+        aims = repeat(None) if chosen.wanted is None else chosen.wanted.tolist()
+        images = [
+            dict(zip(Entry.model_fields, [*entry, aim], strict=True))
+            for entry, aim in zip(chosen.entries(), aims, strict=False)
+        ]
         for once in (True, False):  # what is there, and cannot be used, is replaced
             self.artifact().keep(once=once, made_with=made_with(self.cell.cfg), images=images)
             if listing(self.cell):
@@ -149,12 +174,12 @@ class Choice(Job):
 
 
 def images_of(cell: Cell) -> Images:
-    """The images of a cell, which must be chosen.
+    """The images of a cell, which must be chosen, and the classes that attacks aim at.
 
     Raises:
         InputError: an image has changed since, or a model does not know a class.
     """
-    candidates: Candidates = instantiate(cell.cfg.benchmark.data)
+    candidates = candidates_of(cell)
     chosen = listing(cell)
     wanted = chosen.images if chosen else []
     rows = {name: row for row, name in enumerate(candidates.ids)}
@@ -164,7 +189,7 @@ def images_of(cell: Cell) -> Images:
         changed = [
             entry.id
             for entry, seen in zip(wanted, found.entries(), strict=True)
-            if list(dict(entry).values()) != seen
+            if entry.facts != seen
         ]
     if changed:
         named = ", ".join(ascii(name)[1:-1][:80] for name in changed[:3])
@@ -175,7 +200,8 @@ def images_of(cell: Cell) -> Images:
             "delete the manifest to choose anew."
         )
     check_classes(cell, [cell.cfg.source, *cell.targets], found.ids, found.labels)
-    return found
+    aims = [entry.wanted for entry in wanted if entry.wanted is not None]
+    return replace(found, wanted=np.array(aims)) if len(aims) == len(wanted) else found
 
 
 def check_classes(

@@ -32,6 +32,11 @@ class Job(ABC):
     kind: ClassVar[str]
 
     @property
+    def title(self) -> str:
+        """What a progress bar and a log call that on which it works."""
+        return self.cell.title
+
+    @property
     def names(self) -> list[str]:
         """What tells its artifacts apart."""
         return [self.kind]

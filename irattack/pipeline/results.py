@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+WRONG = 50  # percent of clean images on which a target may be wrong without a warning
 FORMAT = 5  # raise it when results hold something else
 
 
@@ -99,6 +100,21 @@ class Results(ByShards):
         each, once = (self.cell.recorded, images), (images,)
         return {"margins": each, "lengths": each, "clean": once, "confidence": once}
 
+    def begin(self, worker: "Worker", shards: Sequence[Shard], names: Sequence[str]) -> None:
+        """Logs how accurate each target is on the images, before the first of them is attacked."""
+        found = worker.retry(lambda: [worker.clean(shard.images, names) for shard in shards])
+        margins = {name: np.concatenate([each[name] for each in found]) for name in names}
+        wrong = {name: 100 * float((values > 0).mean()) for name, values in margins.items()}
+        count = sum(len(shard.images) for shard in shards)
+        told = ", ".join(f"{name} {100 - error:.1f}" for name, error in wrong.items())
+        log.info("Accuracy on the %d clean images, %%: %s.", count, told)
+        for name in [name for name in wrong if wrong[name] > WRONG]:
+            log.warning(
+                "%s is wrong on %.0f %% of the clean images: check its classes, normalisation and "
+                "size (`python -m irattack accuracy`); its success rates mean nothing.",
+                *(name, wrong[name]),
+            )
+
     def measure(
         self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
     ) -> tuple[dict[str, Arrays], dict[str, Any]]:
@@ -114,12 +130,6 @@ class Results(ByShards):
         """The result: the step chosen by leave-one-out, the rate, and what it was made with."""
         cell, margins = self.cell, arrays["margins"]
         clean_error = 100 * float((arrays["clean"] > 0).mean())
-        if clean_error > 50:
-            log.warning(
-                "%s is wrong on %.0f %% of the clean images: check its classes, normalisation and "
-                "size; its success rates mean nothing.",
-                *(name, clean_error),
-            )
         chosen = statistics.chosen_steps(margins > 0)
         runs = [part.attacked_with.model_dump() for part in parts if part.attacked_with]
         short = [part.below_tau for part in parts if part.below_tau is not None]

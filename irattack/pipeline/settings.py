@@ -4,14 +4,13 @@ A field's description is what the user is told to give instead of a value that c
 """
 
 import re
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from irattack.conf import yamls
-from irattack.errors import InputError, unknown
+from irattack.errors import InputError, UnfitError, unknown
 from irattack.models import zoo
 from irattack.pipeline.values import (
     PRECISIONS,
@@ -29,6 +28,7 @@ from irattack.pipeline.values import (
     Radius,
     Whole,
     WholeOrAuto,
+    check_paths,
     one_of,
     within,
 )
@@ -151,7 +151,7 @@ class Settings(Strict):
     cells: Whole
     grid: Whole
     images: Whole
-    seed: Annotated[int, Field(strict=True, description="a whole number")]
+    seed: Annotated[int, Field(strict=True, ge=0, description="a whole number of 0 or more")]
     jobs: list[dict[str, Any]]
     pretrained: Flag
     weights_dir: Path_ | None
@@ -188,11 +188,7 @@ class Settings(Strict):
         share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
         if not (share and int(share[1]) <= int(share[2])):
             raise InputError(f"shard={self.shard}: expected i/n with i from 1 to n, such as 3/8.")
-        if self.manifest is not None and not Path(self.manifest).is_file():
-            raise InputError(
-                f"manifest={self.manifest}: no such file; name one such as "
-                "outputs/photos/images/*.json, or leave it out and images are chosen."
-            )
+        check_paths(self.manifest, self.weights_dir)
         attack = self.attack.model_extra or {}
         if ("penalty" in attack) != (self.norm.eps is None):
             raise InputError(
@@ -290,9 +286,9 @@ def check_skips(settings: Settings) -> None:
 
     for name in zoo.card(benchmark, settings.source).get("members", [settings.source]):
         if not able(name):
-            others = [other for other in zoo.names(benchmark) if able(other)]
-            raise InputError(
+            others = ", ".join(other for other in zoo.names(benchmark) if able(other))
+            raise UnfitError(
                 f"source={name}: attack={settings.attack.name} with "
                 f"protocol={settings.protocol.name} needs skip connections that conf/model "
-                f"describes, and this source has none; use one of {', '.join(others)}."
+                f"describes, and this source has none; use {others or 'another attack'}."
             )

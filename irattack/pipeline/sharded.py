@@ -55,6 +55,9 @@ class ByShards(Job):
         """What the card of the merged arrays says."""
         return {}
 
+    def begin(self, worker: "Worker", shards: Sequence[Shard], names: Sequence[str]) -> None:
+        """What is done once, before the first of the shards that are left is measured."""
+
     image_axis: ClassVar[int] = 0
 
     @property
@@ -111,11 +114,15 @@ class ByShards(Job):
         images = images_of(self.cell).take(range(self.images))
         worker = Worker(self.cell)
         shards = self.cell.share(images)
-        with worker.progress(f"{self.cell.title} {self.kind}", len(shards) * self.ticks) as bar:
-            for shard in shards:
+        begun = False
+        with worker.progress(f"{self.title} {self.kind}", len(shards) * self.ticks) as bar:
+            for place, shard in enumerate(shards):
                 todo = [name for name in missing if self.part(name, shard).card() is None]
                 if not todo:
                     continue
+                if not begun:
+                    self.begin(worker, shards[place:], missing)
+                    begun = True
                 found, says = worker.retry(
                     lambda s=shard, t=todo: self.measure(worker, s, t, bar.update)  # type: ignore[misc]
                 )

@@ -22,6 +22,13 @@ if TYPE_CHECKING:
 class OfSource(ByShards):
     """What is measured on a source and its images, whatever the attack."""
 
+    folder: ClassVar[str] = "interactions"
+
+    @property
+    def title(self) -> str:
+        """The source's name."""
+        return self.cell.cfg.source
+
     @property
     def settings(self) -> dict[str, Any]:
         """What decides it beside source and images."""
@@ -39,11 +46,56 @@ class OfSource(ByShards):
             "batches": [cell.cfg.block, cell.cfg.micro_batch],  # change last digits
         }
         label = f"{self.kind}-{file_name(cell.cfg.source)}-{key(facts)}"
-        return cell.root / "interactions" / label / f"{self.kind}.safetensors", facts, Card
+        return cell.root / self.folder / label / f"{self.kind}.safetensors", facts, Card
 
     def values(self) -> Arrays:
         """The arrays, from the disk."""
         return self.artifact(self.kind).arrays()
+
+
+@dataclass(frozen=True)
+class Accuracy(OfSource):
+    """How the source classifies the clean images, an array (N,) each.
+
+    `rank`: other classes that are at least as likely as the true one; 0 is right, below 5 among
+    the first five. `shift`: the index of the likeliest class minus that of the true one.
+    `probability`: of the true class. `largest`: of the likeliest.
+    """
+
+    kind: ClassVar[str] = "accuracy"
+    folder: ClassVar[str] = "accuracy"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """None."""
+        return {}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """One number an image."""
+        return dict.fromkeys(("rank", "shift", "probability", "largest"), (images,))
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """Classifies a shard."""
+        import torch
+
+        from irattack.models.network import check_finite
+
+        x, y = worker.tensors(shard.images)
+        with torch.no_grad():
+            logits = torch.cat([worker.source(b) for b in x.split(worker.micro_batch)])
+        check_finite(self.cell.cfg.source, logits.T, shard.images.ids)
+        probability, true = logits.softmax(dim=1), y[:, None]
+        found = {
+            "rank": (logits >= logits.gather(1, true)).sum(dim=1) - 1,
+            "shift": logits.argmax(dim=1) - y,
+            "probability": probability.gather(1, true)[:, 0],
+            "largest": probability.amax(dim=1),
+        }
+        step()
+        arrays = {name: values.float().cpu().numpy() for name, values in found.items()}
+        return {self.kind: arrays}, worker.made()
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,9 @@ from typing import Annotated, Any, Literal, NoReturn, TypeVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
+from irattack.errors import InputError
+from irattack.models.files import check_folder
+
 PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
     "fp32": "float32, TF32 off",
     "tf32": "float32 with TF32 on CUDA",
@@ -103,3 +106,13 @@ Device = Annotated[
         description="auto, cpu, cuda, or one GPU such as cuda:3",
     ),
 ]
+
+
+def check_paths(manifest: str | None, weights_dir: str | None) -> None:
+    """Raises InputError for a manifest or a folder of weights that is given and not there."""
+    if manifest is not None and not Path(manifest).is_file():
+        raise InputError(
+            f"manifest={manifest}: no such file; name one such as outputs/photos/images/*.json, or "
+            "leave it out and images are chosen."
+        )
+    check_folder(weights_dir)

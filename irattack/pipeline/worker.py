@@ -41,6 +41,8 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     with without_tf32(), torch.no_grad():
         models = {name: build(cell, name, "judge") for name in cfg.benchmark.sources}
         order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
+        if not models and len(order) >= cfg.images:
+            return candidates.take(order[: cfg.images])
 
         def correct(rows: list[int]) -> list[int]:
             batch = candidates.take(rows)
@@ -148,6 +150,7 @@ class Worker:
         self.attack = attack_of(cell)
         backward = self.attack.backward
         self.attack_in_one_graph = backward is not None and backward.one_graph
+        self.known: dict[tuple, np.ndarray] = {}
 
     def _model(self, name: str, role: str) -> nn.Module:
         return build(self.cell, name, role, role == "source" and self.pace.compile)
@@ -236,6 +239,36 @@ class Worker:
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
+    @torch.no_grad()  # the frames are computed between its calls, with gradients
+    def measured(self, x: Tensor, y: Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """The margin of each image on each target, (b,); NaN if any logit is not finite."""
+        views: dict[Any, Tensor] = {}  # made once for all targets that see images alike
+        found = {}
+        for name in targets:
+            model = self.model(name, "target")
+            resize = getattr(model, "resize", None)  # an ensemble resizes for each member
+            if resize not in views:
+                views[resize] = x if resize is None else resize(x)
+            answer: Any = model if resize is None else model.classify
+            parts = [piece.split(self.micro_batch) for piece in (views[resize], y)]
+            logits = [(answer(b), c) for b, c in zip(*parts, strict=True)]
+            # + 0 · Σh: NaN if any logit is
+            found[name] = torch.cat([margin(h, c) + 0 * h.sum(dim=1) for h, c in logits])
+        return {name: values.cpu().numpy() for name, values in found.items()}
+
+    def clean(self, images: Images, targets: Sequence[str]) -> dict[str, np.ndarray]:
+        """The margins of unperturbed images, (b,) for each target; measured once.
+
+        Raises:
+            InputError: a target gives NaN or infinity.
+        """
+        batch = (self.micro_batch, *images.ids)
+        absent = [name for name in targets if (name, *batch) not in self.known]
+        for name, values in self.measured(*self.tensors(images), absent).items():
+            check_finite(name, values, images.ids)
+            self.known[name, *batch] = values
+        return {name: self.known[name, *batch] for name in targets}
+
     def margins(
         self,
         frames: Iterator[np.ndarray],
@@ -248,35 +281,18 @@ class Worker:
         With them go the L2 `lengths` of the perturbations, (T, b), in units of [0, 1] images, and
         the probability p_y that the source gives to each clean image, `confidence` (b,).
         """
-        models = {name: self.model(name, "target") for name in targets}
         clean, y = self.tensors(images)
-
-        @torch.no_grad()  # the frames are computed between its calls, with gradients
-        def measured(x: Tensor) -> dict[str, np.ndarray]:
-            views: dict[Any, Tensor] = {}  # made once for all targets that see images alike
-            found = {}
-            for name, model in models.items():
-                resize = getattr(model, "resize", None)  # an ensemble resizes for each member
-                if resize not in views:
-                    views[resize] = x if resize is None else resize(x)
-                answer: Any = model if resize is None else model.classify
-                parts = [piece.split(self.micro_batch) for piece in (views[resize], y)]
-                logits = [(answer(b), c) for b, c in zip(*parts, strict=True)]
-                # + 0 · Σh: a margin is NaN if any logit is not finite
-                found[name] = torch.cat([margin(h, c) + 0 * h.sum(dim=1) for h, c in logits])
-            return {name: values.cpu().numpy() for name, values in found.items()}
-
+        unperturbed = self.clean(images, targets)
         with torch.no_grad():
             source = self.model(self.cell.cfg.source, "source")
             belief = torch.cat([source(b) for b in clean.split(self.micro_batch)]).softmax(dim=1)
             check_finite(self.cell.cfg.source, belief.sum(dim=1), images.ids)
         probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
-        unperturbed = measured(clean)
         each, lengths = [], []
         for frame in frames:
             x = to_device(frame, self.cell.cfg)
             lengths.append((x - clean).flatten(1).norm(dim=1).cpu().numpy())
-            each.append(measured(x))
+            each.append(self.measured(x, y, targets))
             step()
         shared = {"lengths": np.stack(lengths), "confidence": probability}
         found = {}
