@@ -39,7 +39,7 @@ def slurm() -> Iterator[Slurm]:
 
 
 def make(folder: Path, *options: str, table: str = "table1") -> int:
-    """The exit status of `python -m irattack reproduce table1`, run in this process."""
+    """The exit status of `irattack reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce", table, *SMALL, f"output={folder}", *options])
         try:

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 from typing import NoReturn
 
@@ -20,7 +21,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from irattack.conf import CONF, OWN
+from irattack.conf import CONF, OWN, PACKAGE
 from irattack.errors import InputError, unknown
 
 STORAGE = {
@@ -100,7 +101,18 @@ def _unknown_setting(name: str) -> str:
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra")]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."
+    return f"{name}=…: no such setting; {hint}`irattack --cfg job` lists them all."
+
+
+def version() -> str:
+    """`irattack --version`: the version, and the commit where there is one."""
+    from irattack.pipeline.artifact import commit
+
+    try:
+        number = f"irattack {metadata.version('irattack')}"
+    except metadata.PackageNotFoundError:  # a copy of the project that is not installed
+        number = "irattack"
+    return f"{number}, commit {commit(PACKAGE)}"
 
 
 def joined(words: list[str]) -> list[str]:

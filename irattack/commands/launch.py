@@ -50,6 +50,17 @@ def in_worker() -> bool:
     return not HydraConfig.get().launcher._target_.endswith("BasicLauncher")
 
 
+def without_slurm() -> str:
+    """The sentence for a machine that lacks a command of Slurm; empty if it has them."""
+    missing = [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]
+    if not missing:
+        return ""
+    return (
+        f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
+        "cluster's users log in, or use hydra/launcher=joblib for several processes here."
+    )
+
+
 class Prepare(Callback):
     """Makes Slurm's launcher ready before a multirun.
 
@@ -64,11 +75,8 @@ class Prepare(Callback):
         """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
         if not config.hydra.launcher._target_.endswith("SlurmLauncher"):
             return
-        if missing := [name for name in ("sbatch", "srun", "squeue") if not shutil.which(name)]:
-            stop(
-                f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
-                "cluster's users log in, or use hydra/launcher=joblib for several processes here."
-            )
+        if missing := without_slurm():
+            stop(missing)
         from submitit.slurm.slurm import SlurmJob
 
         from irattack.commands.slurm import QueueWatcher

@@ -208,7 +208,7 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
     if any(text.lstrip("+").startswith("jobs=") for text in overrides):
         raise InputError(
             f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
-            "it to `python -m irattack` without `reproduce`."
+            "it to `irattack` without `reproduce`."
         )
     kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
     called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])

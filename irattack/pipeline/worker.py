@@ -19,14 +19,13 @@ from irattack.attacks.norms import Norm
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
-from irattack.hashing import key
 from irattack.models.network import check_finite
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
 from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.codec import kept_frames, read_frames
 from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
-from irattack.pipeline.images import images_of
+from irattack.pipeline.images import drawn, images_of
 from irattack.pipeline.steps import last_frame, of_shard
 
 T = TypeVar("T")
@@ -39,7 +38,7 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     prepare(cfg)
     with without_tf32(), torch.no_grad():
         models = {name: build(cell, name, "judge") for name in cfg.benchmark.sources}
-        order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
+        order = drawn(candidates.ids, cfg.seed)
         found: list[int] = []
         for start in range(0, len(order), cfg.micro_batch):
             rows = order[start : start + cfg.micro_batch]
