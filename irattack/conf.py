@@ -1,6 +1,6 @@
 """Where the yamls stand: conf/ of the project, and first a folder of the user's own.
 
-In a checkout conf/ is beside the package; in an installed package the wheel has it inside, as yamls/.
+In a checkout conf/ is beside the package; a wheel has it inside the package, as yamls/.
 """
 
 import os

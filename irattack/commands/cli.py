@@ -21,7 +21,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from irattack.conf import CONF, OWN, PACKAGE
+from irattack.conf import CONF, OWN, PACKAGE, yamls
 from irattack.errors import InputError, unknown
 
 STORAGE = {
@@ -56,9 +56,9 @@ def one_sentence() -> Iterator[None]:
     except InputError as error:
         stop(str(error))
     except HydraException as error:  # before OSError, of which a missing config is one
-        stop(_explain(error))
+        stop(explain(error))
     except OmegaConfBaseException as error:
-        stop(_explain(error))
+        stop(explain(error))
     except Exception as error:
         if type(error).__module__.startswith("yaml."):  # one that a person wrote
             stop(f"a yaml cannot be read: {' '.join(str(error).split())}.")
@@ -71,8 +71,8 @@ def one_sentence() -> Iterator[None]:
         )
 
 
-def _explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One sentence for an error in the overrides of the command line."""
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One sentence for an error in settings that are given as on the command line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):
@@ -83,6 +83,8 @@ def _explain(error: HydraException | OmegaConfBaseException) -> str:
                 return str(unknown(group, name, [o for o in cause.options if o != "base"]))
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
+    if found := re.search(r"Could not load '(\w+)/([^']+)'", text):
+        return str(unknown(found[1], found[2], yamls(found[1])))
     if found := re.match(r"Could not override '([^']+)'", text):
         return _unknown_setting(found[1])
     if found := re.search(r"Key '([^']+)' is not in struct", text):

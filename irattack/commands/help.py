@@ -29,9 +29,7 @@ class Command:
 
 SETTINGS = "[name=value …]"
 COMMANDS = {
-    "run": Command(
-        "irattack.commands.run", "main", SETTINGS, "one cell; the word may be left out"
-    ),
+    "run": Command("irattack.commands.run", "main", SETTINGS, "one cell; the word may be left out"),
     "reproduce": Command(
         "irattack.commands.reproduce",
         "main",
@@ -50,9 +48,7 @@ COMMANDS = {
         f"[TABLE] {SETTINGS}",
         "checks settings, images and networks, and says what would run",
     ),
-    "ls": Command(
-        "irattack.commands.ls", "main", f"[KIND] {SETTINGS}", "what there is of a kind"
-    ),
+    "ls": Command("irattack.commands.ls", "main", f"[KIND] {SETTINGS}", "what there is of a kind"),
     "status": Command(
         "irattack.commands.status", "main", SETTINGS, "what of every table is done, and its size"
     ),
@@ -99,7 +95,8 @@ def settings() -> Iterator[tuple[str, str]]:
     """The settings of conf/config.yaml and the comments beside them, in its order."""
     outer = ""
     for line in (CONF / "config.yaml").read_text("utf-8").split("\nhydra:")[0].splitlines():
-        if not (found := re.match(r"( *)(\w+):([^#]*)(?:# (.*))?$", line)) or found[2] == "defaults":
+        found = re.match(r"( *)(\w+):([^#]*)(?:# (.*))?$", line)
+        if found is None or found[2] == "defaults":
             continue
         indent, name, value, comment = found.groups()
         outer = outer if indent else name
@@ -133,8 +130,8 @@ def overview() -> str:
     examples = "\n".join(f"  {call}\n      {what}" for call, what in EXAMPLES)
     return f"""\
 irattack: does an adversarial perturbation transfer because its pixels interact little?
-Reproduces "A Unified Approach to Interpreting and Boosting Adversarial Transferability" (ICLR 2021),
-and measures attacks, networks and images of your own in the same way.
+Reproduces "A Unified Approach to Interpreting and Boosting Adversarial Transferability" (ICLR
+2021), and measures attacks, networks and images of your own in the same way.
 
 Usage: irattack [COMMAND] {SETTINGS}
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group, yamls
@@ -237,9 +238,15 @@ def benchmark(overrides: list[str]) -> str:
 
 @contextlib.contextmanager
 def hydra() -> Iterator[None]:
-    """Hydra, ready to compose the configurations of conf."""
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+    """Hydra, ready to compose the configurations of conf; a program's own is put back."""
+    everything = GlobalHydra.instance()
+    before = everything.hydra
+    everything.clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        everything.hydra = before
 
 
 def plans(overrides: list[str]) -> dict[str, Plan]:

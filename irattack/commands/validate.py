@@ -2,11 +2,11 @@
 
     irattack validate [TABLE] [name=value …]
 
-Settings are those of `irattack reproduce TABLE`, or without a table those of one cell. Every cell is
-composed and its settings checked; every source, judge and target is built with its weights and tried
-on random images (published weights that are not here yet are downloaded); the images are listed, and
-as many as are attacked are read. All that is wrong is named, not only the first; exit status 2 then.
-Nothing is attacked, and nothing is written to the output folder.
+Settings are those of `irattack reproduce TABLE`, or without a table those of one cell. Every cell
+is composed and its settings checked; every source, target and network that chooses images is built
+with its weights and tried on random images (published weights that are not here are downloaded);
+the images are listed, and as many as are attacked are read. All that is wrong is named, not only
+the first; exit status 2 then. Nothing is attacked or written to the output folder.
 """
 
 import os
@@ -25,7 +25,7 @@ from irattack.commands.plans import composed, hydra, plan
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.models import zoo
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.job import jobs_of
 from irattack.pipeline.settings import settings_of
 
@@ -103,8 +103,6 @@ def networks(cell: Cell) -> list[str]:
 
 def network(name: str, cells: list[Cell], trained: bool) -> str:
     """Builds a network, tries it, and has the attacks from it find their residual branches."""
-    from irattack.pipeline.worker import attack_of
-
     cfg = cells[0].cfg
     of, folder = cfg.benchmark.name, cfg.weights_dir
     model = zoo.build(of, name, trained, folder)
@@ -159,7 +157,7 @@ def output(cells: list[Cell]) -> str:
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
         raise InputError(
-            f"output={cells[0].cfg.output}: {there} cannot be written; choose another output=FOLDER."
+            f"output={cells[0].cfg.output}: {there} cannot be written; choose another folder."
         )
     free = shutil.disk_usage(there).free
     most = sum(
@@ -178,7 +176,6 @@ def output(cells: list[Cell]) -> str:
 def work(cells: list[Cell]) -> str:
     """A line a cell: what is attacked, with how many passes, and what of it is done."""
     from irattack.commands.speed import probes
-    from irattack.pipeline.worker import attack_of
 
     rows, total = [], 0
     for cell in cells:
@@ -210,7 +207,7 @@ def main() -> None:
         words = sys.argv[1:]
         tables = [word for word in words if "=" not in word and word[0] != "-"]
         if len(tables) > 1:
-            raise InputError(f"validate {' '.join(tables)}: one table at a time, or none for a cell.")
+            raise InputError(f"validate {' '.join(tables)}: one table at a time, or none.")
         launcher = [word for word in words if of_launcher(word)]
         overrides = [w for w in words if "=" in w and w[0] != "-" and w not in launcher]
         found = validate(tables[0] if tables else None, overrides, launcher)

@@ -42,7 +42,9 @@ def build(benchmark: str, name: str, pretrained: bool, weights_dir: str | None) 
 
 def _network(body: nn.Module, facts: dict[str, Any]) -> Network:
     how = {fact: facts[fact] for fact in ("interpolation", "crop_pct", "offset") if fact in facts}
-    return Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"), **how)
+    network = Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"), **how)
+    network.lam = facts.get("lam")
+    return network
 
 
 def _untrained(facts: dict[str, Any]) -> Network:

@@ -7,13 +7,11 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.loop import perturbations
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Norm
 from irattack.attacks.randomness import Draws
@@ -22,7 +20,7 @@ from irattack.errors import InputError, some
 from irattack.models.network import check_finite
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
-from irattack.pipeline.cell import Cell, Shard
+from irattack.pipeline.cell import Cell, Shard, attack_of
 from irattack.pipeline.codec import kept_frames, read_frames
 from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
 from irattack.pipeline.images import drawn, images_of
@@ -86,25 +84,6 @@ def refuse(images: Images, bad: np.ndarray, why: str) -> None:
         raise InputError(
             f"{len(rows)} of {len(images)} images ({some([images.ids[i] for i in rows])}): {why}."
         )
-
-
-def attack_of(cell: Cell) -> Attack:
-    """The attack of a cell.
-
-    Raises:
-        InputError: a slot or a parameter that there is not, or a value that cannot be used.
-    """
-    try:
-        return instantiate(cell.steps_facts["attack"])
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, InputError):
-            raise cause from None
-        why = " ".join(str(cause).split())[:200]
-        raise InputError(
-            f"attack={cell.name}: cannot be made ({why}); see its yaml and conf/attack/base.yaml "
-            "for the slots that there are."
-        ) from error
 
 
 class Worker:

@@ -1,0 +1,133 @@
+"""The wheel, installed and used in an empty folder; and the notebook of examples."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import nbformat
+import pytest
+from hydra import compose
+from nbclient import NotebookClient
+
+from irattack.commands.plans import hydra
+from irattack.commands.settings import register_resolvers
+from irattack.pipeline.artifact import commit
+from irattack.pipeline.cell import Cell
+
+ROOT = Path(__file__).parents[1]
+TINY = ["images=8", "steps=2", "threads=1"]
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An environment with the wheel, and the packages of this one behind it."""
+    folder = tmp_path_factory.mktemp("package")
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(folder)]
+    done = subprocess.run(build, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    venv.create(folder / "venv", with_pip=True)
+    site = next((folder / "venv").glob("lib/python*/site-packages"))
+    packages = [path for path in sys.path if Path(path).name == "site-packages"]
+    (site / "behind.pth").write_text("\n".join(packages))
+    wheel = next(folder.glob("*.whl"))
+    pip = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
+    done = subprocess.run([*pip, wheel], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert not list((site / "irattack").glob("conf/*"))
+    return folder / "venv"
+
+
+def run(installed: Path, folder: Path, *words: str, status: int = 0) -> str:
+    """What the installed `irattack` prints in a folder."""
+    environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
+    command = [installed / "bin/irattack", *words]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
+    assert done.returncode == status, done.stdout + done.stderr
+    if status:
+        assert done.stderr.count("\n") == 1, done.stderr
+    return done.stderr if status else done.stdout
+
+
+def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
+    assert "hybridir  HybridIR: every" in run(installed, tmp_path, "ls", "attacks")
+    assert not list(tmp_path.iterdir())
+    mistake = run(installed, tmp_path, "reproduce", "table9", status=2)
+    assert mistake.startswith("irattack: reproduce=table9: did you mean table")
+
+    cell = ["attack=ir", "source=resnet34", "targets=secured", *TINY]
+    out = run(installed, tmp_path, *cell)
+    assert out.count("resnet34") == 3
+    card = json.loads(next(tmp_path.glob("outputs/photos/results/*/*_ens3.json")).read_text())
+    assert card["made_with"]["commit"] == "unknown (irattack 0.1.0 as installed)"
+    register_resolvers()
+    with hydra():
+        here = Cell(compose("config", overrides=cell))
+    assert card["facts"]["key"] == here.key  # the same name as from a checkout
+    settings = ["source=resnet34", *TINY]
+    out = run(installed, tmp_path, "reproduce", "table2", *settings)
+    table = "outputs/photos/tables/table2-source=resnet34-images=8-steps=2.csv"
+    assert table in out
+    assert "attack" in (tmp_path / table).read_text()
+    assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
+
+
+def test_validate_names_all_that_is_wrong(installed: Path, tmp_path: Path) -> None:
+    own = tmp_path / "conf" / "model" / "photos"
+    own.mkdir(parents=True)
+    (own / "odd.yaml").write_text("factory: nowhere.make\n")
+    (own / "none.yaml").write_text("factory: irattack.models.small.alexnet\n")
+    cell = [f"--config-dir={tmp_path / 'conf'}", "targets=[odd,none,vgg16]", "images=1000"]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    command = [installed / "bin/irattack", "validate", "benchmark.sources=[vgg16]", *cell]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert done.returncode == 2
+    wrong = [line.split(":")[0] for line in done.stdout.splitlines() if "WRONG" in line]
+    assert wrong == ["odd", "none", "images"]
+    assert "images=1000: there are only 699; use images=699." in done.stdout
+    assert done.stderr == "irattack: 3 things marked WRONG above; mend that and validate again.\n"
+    assert not (tmp_path / "outputs").exists()
+
+
+def test_the_commit_is_that_of_the_project_alone(tmp_path: Path) -> None:
+    """Not of a repository that has the package somewhere inside."""
+
+    def git(*words: str) -> str:
+        who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+        done = subprocess.run(
+            ["git", "-C", str(tmp_path), *who, *words], check=True, capture_output=True, text=True
+        )
+        return done.stdout.strip()
+
+    for folder in ("irattack", "lib/irattack"):
+        (tmp_path / folder).mkdir(parents=True)
+        (tmp_path / folder / "a.py").write_text("")
+    assert commit(tmp_path / "irattack") == "unknown"
+    git("init", "--quiet")
+    git("add", "-A")
+    git("commit", "--quiet", "-m", "first")
+    head = git("rev-parse", "HEAD")
+    assert commit(tmp_path / "irattack") == head
+    assert commit(tmp_path / "lib/irattack") == "unknown"
+    (tmp_path / "irattack" / "a.py").write_text("changed")
+    assert commit(tmp_path / "irattack") == f"{head}+"
+
+
+@pytest.mark.filterwarnings("default")  # of Jupyter's own
+def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter"))
+    notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
+    assert not any(cell.get("outputs") for cell in notebook.cells)
+    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
+    client.execute()
+    printed = [
+        output["text"]
+        for cell in notebook.cells
+        for output in cell.get("outputs", [])
+        if output.output_type == "stream"
+    ]
+    assert any("% transfer, average interaction" in text for text in printed)
+    assert not list(tmp_path.iterdir())
