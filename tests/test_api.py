@@ -35,7 +35,7 @@ class Pair(nn.Module):
 
 
 class Square(nn.Module):
-    """h = (0, (Σ x)²): cells i and j of a perturbation interact by 2 d_i d_j, d the sum of a cell."""
+    """h = (0, (Σ x)²): cells i and j of δ interact by 2 d_i d_j, d the sum of a cell."""
 
     def forward(self, images: Tensor) -> Tensor:
         total = images.flatten(1).sum(dim=1)

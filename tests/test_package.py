@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -52,7 +53,8 @@ def run(installed: Path, folder: Path, *words: str, status: int = 0) -> str:
 
 
 def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> None:
-    assert "hybridir  HybridIR: every" in run(installed, tmp_path, "ls", "attacks")
+    assert re.search(r"^hybridir +HybridIR: every", run(installed, tmp_path, "ls", "attacks"), re.M)
+    assert "Usage: irattack" in run(installed, tmp_path, "--help")
     assert not list(tmp_path.iterdir())
     mistake = run(installed, tmp_path, "reproduce", "table9", status=2)
     assert mistake.startswith("irattack: reproduce=table9: did you mean table")
@@ -61,7 +63,7 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     out = run(installed, tmp_path, *cell)
     assert out.count("resnet34") == 3
     card = json.loads(next(tmp_path.glob("outputs/photos/results/*/*_ens3.json")).read_text())
-    assert card["made_with"]["commit"] == "unknown (irattack 0.1.0 as installed)"
+    assert card["made_with"]["commit"] == "unknown (version 0.1.0 as installed)"
     register_resolvers()
     with hydra():
         here = Cell(compose("config", overrides=cell))
@@ -72,23 +74,6 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     assert table in out
     assert "attack" in (tmp_path / table).read_text()
     assert [path.name for path in tmp_path.iterdir()] == ["outputs"]
-
-
-def test_validate_names_all_that_is_wrong(installed: Path, tmp_path: Path) -> None:
-    own = tmp_path / "conf" / "model" / "photos"
-    own.mkdir(parents=True)
-    (own / "odd.yaml").write_text("factory: nowhere.make\n")
-    (own / "none.yaml").write_text("factory: irattack.models.small.alexnet\n")
-    cell = [f"--config-dir={tmp_path / 'conf'}", "targets=[odd,none,vgg16]", "images=1000"]
-    environment = {**os.environ, "PYTHONPATH": ""}
-    command = [installed / "bin/irattack", "validate", "benchmark.sources=[vgg16]", *cell]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
-    assert done.returncode == 2
-    wrong = [line.split(":")[0] for line in done.stdout.splitlines() if "WRONG" in line]
-    assert wrong == ["odd", "none", "images"]
-    assert "images=1000: there are only 699; use images=699." in done.stdout
-    assert done.stderr == "irattack: 3 things marked WRONG above; mend that and validate again.\n"
-    assert not (tmp_path / "outputs").exists()
 
 
 def test_the_commit_is_that_of_the_project_alone(tmp_path: Path) -> None:
@@ -121,7 +106,7 @@ def test_the_notebook_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setenv("JUPYTER_PATH", str(Path(sys.prefix) / "share" / "jupyter"))
     notebook = nbformat.read(ROOT / "examples" / "tour.ipynb", as_version=4)
     assert not any(cell.get("outputs") for cell in notebook.cells)
-    client = NotebookClient(notebook, timeout=120, resources={"metadata": {"path": tmp_path}})
+    client = NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}})
     client.execute()
     printed = [
         output["text"]

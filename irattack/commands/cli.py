@@ -51,6 +51,9 @@ def one_sentence() -> Iterator[None]:
     """Turns what can go wrong for a user into one sentence; a bug keeps its traceback."""
     try:
         yield
+    except BrokenPipeError:  # of `irattack … | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         stop("interrupted; finished shards are kept, run the same command to continue.", 130)
     except InputError as error:

@@ -239,14 +239,13 @@ def benchmark(overrides: list[str]) -> str:
 @contextlib.contextmanager
 def hydra() -> Iterator[None]:
     """Hydra, ready to compose the configurations of conf; a program's own is put back."""
-    everything = GlobalHydra.instance()
-    before = everything.hydra
-    everything.clear()
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
     try:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             yield
     finally:
-        everything.hydra = before
+        GlobalHydra.instance().hydra = before
 
 
 def plans(overrides: list[str]) -> dict[str, Plan]:

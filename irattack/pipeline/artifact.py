@@ -235,7 +235,7 @@ def commit(package: Path) -> str:
 
     if INSTALLED:
         origin = json.loads(distribution("irattack").read_text("direct_url.json") or "{}")
-        installed = f"unknown (irattack {version('irattack')} as installed)"
+        installed = f"unknown (version {version('irattack')} as installed)"
         return origin.get("vcs_info", {}).get("commit_id") or installed
     if git("rev-parse", "--show-prefix") != f"{package.name}/":
         return "unknown"
