@@ -127,8 +127,8 @@ def _made(
     chosen = f"attack={how}" if isinstance(how, str) else f"+piece={_text(how)}"
     given = [f"{name}={_text(value)}" for name, value in settings.items()]
     weights = {network.lam for network in networks(net)}
-    lam = weights.pop() if len(weights) == 1 else None
-    lam = "${benchmark.model.lam}" if lam is None else lam
+    known = weights.pop() if len(weights) == 1 else None
+    lam = "${benchmark.model.lam}" if known is None else known
     overrides = [
         *(f"benchmark={benchmark}", f"source={_source(benchmark)}", "pretrained=false"),
         *(f"benchmark.size={min(x.shape[-2:])}", f"lam={lam}", chosen, *given),
@@ -169,7 +169,11 @@ def _text(value: Value | Sequence[str]) -> str:
         return str(int(value))
     if isinstance(value, Real):
         return repr(float(value))
-    return value if isinstance(value, str) else f"[{','.join(map(str, value))}]"
+    if isinstance(value, str):
+        return value
+    if not isinstance(value, Sequence):
+        raise InputError(f"{value!r}: expected a number, a word, true, false or a list of words.")
+    return f"[{','.join(map(str, value))}]"
 
 
 def _name(image: Tensor) -> str:

@@ -34,8 +34,16 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     packages = [path for path in sys.path if Path(path).name == "site-packages"]
     (site / "behind.pth").write_text("\n".join(packages))
     wheel = next(folder.glob("*.whl"))
-    pip = [folder / "venv/bin/python", "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"]
-    done = subprocess.run([*pip, wheel], capture_output=True, text=True)
+    pip = [
+        str(folder / "venv/bin/python"),
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--no-deps",
+        "--no-index",
+    ]
+    done = subprocess.run([*pip, str(wheel)], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert not list((site / "irattack").glob("conf/*"))
     return folder / "venv"
@@ -44,7 +52,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(installed: Path, folder: Path, *words: str, status: int = 0) -> str:
     """What the installed `irattack` prints in a folder."""
     environment = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME")}
-    command = [installed / "bin/irattack", *words]
+    command = [str(installed / "bin/irattack"), *words]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment)
     assert done.returncode == status, done.stdout + done.stderr
     if status:

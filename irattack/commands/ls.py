@@ -9,6 +9,7 @@ listed with `--config-dir=FOLDER`.
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 from omegaconf import OmegaConf
 from tabulate import tabulate
@@ -58,7 +59,7 @@ def models(of: str) -> str:
         kinds = [kind for kind in ("timm", "torchvision", "factory") if kind in facts]
         is_ = f"{kinds[0]} {facts[kinds[0]]}" if kinds else f"mean of {' '.join(facts['members'])}"
         rows.append([name, is_, facts.get("lam"), (facts.get("skip") or {}).get("gamma")])
-    definition = OmegaConf.load(yamls("benchmark")[of])
+    definition: Any = OmegaConf.load(yamls("benchmark")[of])
     lines = [
         f"{setting}{name}: {' '.join(members)}"
         for setting, sets in (("source of a table, ", "source_sets"), ("targets=", "target_sets"))

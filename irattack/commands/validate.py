@@ -72,7 +72,7 @@ def validate(table: str | None, overrides: list[str], launcher: list[str]) -> Fi
     found = Findings()
     cells = cells_of(table, [*overrides, UNTRAINED])  # to which no weights are needed
     if launcher:
-        found.look("launcher", lambda: launched(overrides, launcher))
+        found.look("launcher", lambda: launched(launcher))
     trained = all(text.replace(" ", "") != UNTRAINED for text in overrides)
     names = dict.fromkeys(name for cell in cells for name in networks(cell))
     fine = [found.look(name, lambda n=name: network(n, cells, trained)) for name in bar(names)]  # type: ignore[misc]
@@ -142,10 +142,10 @@ def images(cell: Cell) -> str:
     return f"{len(candidates)} candidates, {count} of them read; attacked are {count}, {which}"
 
 
-def launched(overrides: list[str], launcher: list[str]) -> str:
+def launched(launcher: list[str]) -> str:
     """Composes the launcher, and looks for the commands of Slurm."""
     with hydra():
-        composed([*overrides, *(text for text in launcher if text[0] != "-")])
+        composed(launcher)
     if "hydra/launcher=slurm" in launcher and (missing := without_slurm()):
         raise InputError(missing)
     return " ".join(launcher)
