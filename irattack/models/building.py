@@ -92,7 +92,8 @@ def _with_weights(name: str, facts: dict[str, Any], path: Path, expected: str) -
     if not path.is_file() or files.digest(path) != expected:
         raise InputError(
             f"{path} is not the file whose SHA-256 is {expected[:12]}…: "
-            "restore it with `git checkout` or retrain with `make train-photos`."
+            "reinstall irattack, or in a checkout restore it with `git checkout` or retrain with "
+            "`make train-photos`."
         )
     if "factory" in facts:
         network = _untrained(facts)
