@@ -1,34 +1,35 @@
-"""`python -m irattack [command] [name=value …]`; without a command, one cell is measured."""
+"""`irattack [command] [name=value …]`; without a command, one cell is measured."""
 
+import os
 import sys
 from importlib import import_module
 
-COMMANDS = {
-    "reproduce": "irattack.commands.reproduce:main",
-    "aggregate": "irattack.commands.reproduce:aggregate",
-    "submit": "irattack.commands.submit:main",
-    "status": "irattack.commands.status:main",
-    "clean": "irattack.commands.status:clean",
-    "accuracy": "irattack.commands.accuracy:main",
-    "estimate": "irattack.commands.estimate:main",
-    "gpu": "irattack.commands.gpu:main",
-    "bench": "irattack.commands.bench:main",
-    "convert": "irattack.commands.convert:main",
-    "run": "irattack.commands.run:main",
-}
+HELP = ("-h", "--help", "help")
 
 
 def main() -> None:
     """Calls the command that the first argument names."""
-    from irattack.commands.cli import one_sentence
+    from irattack.commands.cli import joined, one_sentence, version
+    from irattack.commands.completion import complete
+    from irattack.commands.help import COMMANDS, of_command, overview
     from irattack.errors import unknown
 
+    if not sys.flags.safe_path and os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # where functions of the user's own may stand
     with one_sentence():
-        name = sys.argv[1] if sys.argv[1:] else "run"
+        words = sys.argv[1:] = joined(sys.argv[1:])
+        if {"-sc", "--shell-completion"} & {*words}:
+            complete()
+        if words == ["--version"]:
+            print(version())
+            return
+        asks = any(word in HELP for word in words)
+        words = [word for word in words if word not in HELP]
+        name = words[0] if words else "run"
         if name[0] == "-" or "=" in name:
             name = "run"
-        elif sys.argv[1:]:
-            del sys.argv[1]
+        elif words:
+            words = words[1:]
         if name not in COMMANDS:
             raise unknown(
                 "command",
@@ -36,8 +37,11 @@ def main() -> None:
                 COMMANDS,
                 f"expected one of {', '.join(COMMANDS)}, or settings as name=value",
             )
-        module, _, function = COMMANDS[name].partition(":")
-        call = getattr(import_module(module), function)
+        if asks:
+            print(of_command(name) if name in sys.argv else overview(), end="")
+            return
+        sys.argv[1:] = words
+        call = getattr(import_module(COMMANDS[name].module), COMMANDS[name].function)
     call()
 
 

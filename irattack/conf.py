@@ -1,9 +1,14 @@
-"""Where the yamls stand: in conf/ beside the package, and first in a folder of the user's own."""
+"""Where the yamls stand: conf/ of the project, and first a folder of the user's own.
+
+In a checkout conf/ is beside the package; a wheel has it inside the package, as yamls/.
+"""
 
 import os
 from pathlib import Path
 
-CONF = Path(__file__).resolve().parents[1] / "conf"
+PACKAGE = Path(__file__).resolve().parent
+INSTALLED = (PACKAGE / "yamls").is_dir()
+CONF = PACKAGE / "yamls" if INSTALLED else PACKAGE.parent / "conf"
 OWN = "IRATTACK_CONFIG_DIR"  # in the environment, so that the processes of a launcher know it
 
 

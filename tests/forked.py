@@ -144,7 +144,7 @@ def child(folder: Path, log: Path, kill_at: Any, work: Callable, arguments: tupl
 
 
 def command(*words: str) -> str:
-    """`python -m irattack reproduce table1` with the settings of the table."""
+    """`irattack reproduce table1` with the settings of the table."""
     sys.argv = ["reproduce", "table1", *SMALL, *words]
     reproduce.main()
     return ""

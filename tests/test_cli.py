@@ -29,7 +29,7 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs `python -m irattack …` in this process: (exit status, stdout, stderr)."""
+    """Runs `irattack …` in this process: (exit status, stdout, stderr)."""
 
     def call(*arguments: str, entry: Callable[[], None] = command.main) -> Result:
         monkeypatch.setattr(sys, "argv", ["irattack", *arguments])

@@ -22,7 +22,7 @@ Make = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture
 def make(capfd: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Make:
-    """Runs `python -m irattack reproduce table1 …` here: (exit status, stdout, stderr)."""
+    """Runs `irattack reproduce table1 …` here: (exit status, stdout, stderr)."""
 
     def call(
         folder: Path, *options: str, table: str = "table1", aggregate: bool = False

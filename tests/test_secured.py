@@ -120,7 +120,7 @@ def boxed(value: Any) -> np.ndarray:
 
 
 def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
-    """`python -m irattack convert …` in this process: the exit status."""
+    """`irattack convert …` in this process: the exit status."""
     monkeypatch.setattr(sys, "argv", ["convert", *arguments])
     try:
         command.main()
@@ -400,7 +400,7 @@ def test_a_damaged_file_is_one_sentence(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        ([], "usage: python -m irattack convert FILE.npy OUT.safetensors"),
+        ([], "usage: irattack convert FILE.npy OUT.safetensors"),
         (["a.npy"], "usage"),
         (["a.npy", "b", "c"], "usage"),
         (["a.npy", "b.npy"], "usage"),

@@ -45,7 +45,7 @@ def make(
     table: str = "table1",
     command: Callable[[], None] = reproduce.main,
 ) -> int:
-    """The exit status of `python -m irattack reproduce table1`, run in this process."""
+    """The exit status of `irattack reproduce table1`, run in this process."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(sys, "argv", ["reproduce", table, *SMALL, f"output={folder}", *options])
         try:

@@ -39,6 +39,17 @@ def branches(model: nn.Module, facts: dict | None) -> list[tuple[nn.Module, dict
     return [(getattr(model, "body", model), found)]
 
 
+def check(facts: dict, rule: "SkipGradient") -> None:
+    """Raises InputError if the facts on a network's skips lack what a rule needs."""
+    needed = ["branches", *(["relus", "root"] if rule.one_graph else [])]
+    needed += ["gamma"] if rule.gamma is None else []
+    if missing := [name for name in needed if name not in facts]:
+        raise InputError(
+            f"attack: what the source says of its skip connections lacks {' and '.join(missing)}; "
+            "add it to `skip`."
+        )
+
+
 @dataclass(frozen=True)
 class SkipGradient:
     """γ times the gradient of each residual branch, exactly once.
@@ -71,6 +82,7 @@ class SkipGradient:
         handles: list[RemovableHandle] = []
         try:
             for network, facts in branches(model, self.facts):
+                check(facts, self)
                 gamma = facts["gamma"] if self.gamma is None else self.gamma
                 attach = self._authors if self.rule == "authors" else self._exact
                 handles += attach(network, facts, gamma)

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterator
 from difflib import get_close_matches
+from importlib import metadata
 from pathlib import Path
 from traceback import walk_tb
 from typing import NoReturn
@@ -21,7 +22,7 @@ from hydra.errors import (
 )
 from omegaconf.errors import OmegaConfBaseException
 
-from irattack.conf import CONF, OWN
+from irattack.conf import CONF, OWN, PACKAGE, yamls
 from irattack.errors import InputError, unknown
 from irattack.pipeline import files
 
@@ -55,14 +56,17 @@ def one_sentence() -> Iterator[None]:
     """Turns what can go wrong for a user into one sentence; a bug keeps its traceback."""
     try:
         yield
+    except BrokenPipeError:  # of `irattack … | head`, which has read enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(141) from None
     except KeyboardInterrupt:
         stop("interrupted; finished shards are kept, run the same command to continue.", 130)
     except InputError as error:
         stop(str(error))
     except HydraException as error:  # before OSError, of which a missing config is one
-        stop(_explain(error))
+        stop(explain(error))
     except OmegaConfBaseException as error:
-        stop(_explain(error))
+        stop(explain(error))
     except Exception as error:
         if type(error).__module__.startswith("yaml."):  # one that a person wrote
             stop(f"a yaml cannot be read: {' '.join(str(error).split())}.")
@@ -90,8 +94,8 @@ def _of_storage(error: OSError) -> str:
     )
 
 
-def _explain(error: HydraException | OmegaConfBaseException) -> str:
-    """One sentence for an error in the overrides of the command line."""
+def explain(error: HydraException | OmegaConfBaseException) -> str:
+    """One sentence for an error in settings that are given as on the command line."""
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, InputError):
@@ -102,6 +106,8 @@ def _explain(error: HydraException | OmegaConfBaseException) -> str:
                 return str(unknown(group, name, [o for o in cause.options if o != "base"]))
         cause = cause.__cause__ or cause.__context__
     text = " ".join(str(error).split())
+    if found := re.search(r"Could not load '(\w+)/([^']+)'", text):
+        return str(unknown(found[1], found[2], yamls(found[1])))
     if found := re.match(r"Could not override '([^']+)'", text):
         return _unknown_setting(found[1])
     if found := re.search(r"Key '([^']+)' is not in struct", text):
@@ -120,7 +126,18 @@ def _unknown_setting(name: str) -> str:
     names = [key for key in [*keys, *GROUPS] if key not in ("defaults", "hydra", name)]
     near = get_close_matches(name, names, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(near)}? " if near else ""
-    return f"{name}=…: no such setting; {hint}`python -m irattack --cfg job` lists them all."
+    return f"{name}=…: no such setting; {hint}`irattack --cfg job` lists them all."
+
+
+def version() -> str:
+    """`irattack --version`: the version, and the commit where there is one."""
+    from irattack.pipeline.artifact import commit
+
+    try:
+        number = f"irattack {metadata.version('irattack')}"
+    except metadata.PackageNotFoundError:  # a copy of the project that is not installed
+        number = "irattack"
+    return f"{number}, commit {commit(PACKAGE)}"
 
 
 def joined(words: list[str]) -> list[str]:

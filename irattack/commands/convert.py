@@ -1,4 +1,4 @@
-"""`python -m irattack convert FILE.npy OUT.safetensors`: published weights as safetensors."""
+"""`irattack convert FILE.npy OUT.safetensors`: published weights as safetensors."""
 
 import sys
 from pathlib import Path
@@ -15,7 +15,7 @@ def main() -> None:
     """The entry point."""
     with one_sentence():
         if len(sys.argv) != 3 or not sys.argv[2].endswith(".safetensors"):
-            raise InputError("usage: python -m irattack convert FILE.npy OUT.safetensors")
+            raise InputError("usage: irattack convert FILE.npy OUT.safetensors")
         out = Path(sys.argv[2])
         state = convert(read(Path(sys.argv[1])))
         try:

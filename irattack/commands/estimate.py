@@ -1,6 +1,6 @@
 """`make estimate`: the hours and the disk that each table and figure takes on this device.
 
-    python -m irattack estimate [name=value …]
+    irattack estimate [name=value …]
 
 The networks are timed here, for a few seconds each, with random weights: bare passes at their best
 batch. A table's cells say how many passes they need (probes of the attack, steps, images, targets);

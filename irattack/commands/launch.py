@@ -62,13 +62,20 @@ def of_slurm(config: DictConfig) -> bool:
     return config.hydra.launcher._target_.endswith("SlurmLauncher")
 
 
+def without_slurm() -> str:
+    """The sentence for a machine that lacks a command of Slurm; empty if it has them."""
+    if not (missing := absent()):
+        return ""
+    return (
+        f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
+        "cluster's users log in, or use hydra/launcher=joblib for several processes here."
+    )
+
+
 def ready_for_slurm(every_s: float) -> None:
     """Ends the program without Slurm; else has jobs watched in the queue, without sacct."""
-    if missing := absent():
-        stop(
-            f"hydra/launcher=slurm: there is no {missing[0]} on this machine; run it where the "
-            "cluster's users log in, or use hydra/launcher=joblib for several processes here."
-        )
+    if sentence := without_slurm():
+        stop(sentence)
     from submitit.slurm.slurm import SlurmJob
 
     from irattack.commands.slurm import QueueWatcher

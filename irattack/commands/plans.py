@@ -241,7 +241,7 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
     if any(text.lstrip("+").startswith("jobs=") for text in overrides):
         raise InputError(
             f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
-            "it to `python -m irattack` without `reproduce`."
+            "it to `irattack` without `reproduce`."
         )
     called = file_stem(name, overrides)
     legs = [
@@ -276,12 +276,14 @@ def benchmark(overrides: list[str]) -> str:
 
 @contextlib.contextmanager
 def hydra() -> Iterator[None]:
-    """Hydra, ready to compose the configurations of conf; as it is, inside another of these."""
-    if GlobalHydra().is_initialized():
-        yield
-        return
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
+    """Hydra, ready to compose the configurations of conf; a program's own is put back."""
+    before = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            yield
+    finally:
+        GlobalHydra.instance().hydra = before
 
 
 def plans(overrides: list[str]) -> dict[str, Plan]:

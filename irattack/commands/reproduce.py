@@ -1,4 +1,4 @@
-"""`python -m irattack reproduce table1 [name=value …]`: runs what it lacks, then makes it.
+"""`irattack reproduce table1 [name=value …]`: runs what it lacks, then makes it.
 
 The cells are run by one multirun of Hydra, with hydra/launcher=slurm or joblib at the same time;
 the table or figure is made from what is on the disk. With `aggregate` for `reproduce` nothing is

@@ -17,6 +17,10 @@ from irattack.models import zoo
 from irattack.pipeline.settings import settings_of
 from irattack.pipeline.values import number
 
+OF_ATTACK = (  # settings that some attacks use
+    *("lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau"),
+)
+
 
 def cpu_count() -> int:
     """How many CPU cores this process may use."""
@@ -47,7 +51,7 @@ def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
     What is measured beside success rates is measured on the grid, whatever the attack.
     """
     used = OmegaConf.to_yaml(cfg.attack, resolve=False)
-    own = ["lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau", "norm"]
+    own = [*OF_ATTACK, "norm"]
     own += ["eps"] if "penalty" in cfg.attack else []
     if not cfg.attack.get("classify", True) and "masked" not in cfg.attack:
         own, used = [*own, "loss"], used.replace("${loss}", "")  # which every attack has

@@ -1,7 +1,7 @@
 """What of every table and figure is done or in Slurm's queue, and cleaning away what none needs.
 
-    python -m irattack status [name=value …]
-    python -m irattack clean [name=value …]
+    irattack status [name=value …]
+    irattack clean [name=value …]
 
 Settings are those of `make reproduce-…`; a cell of other settings is another cell.
 """

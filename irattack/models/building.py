@@ -42,7 +42,9 @@ def build(benchmark: str, name: str, pretrained: bool, weights_dir: str | None) 
 
 def _network(body: nn.Module, facts: dict[str, Any]) -> Network:
     how = {fact: facts[fact] for fact in ("interpolation", "crop_pct", "offset") if fact in facts}
-    return Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"), **how)
+    network = Network(body, facts["mean"], facts["std"], facts["size"], facts.get("skip"), **how)
+    network.lam = facts.get("lam")
+    return network
 
 
 def _untrained(facts: dict[str, Any]) -> Network:
@@ -90,7 +92,8 @@ def _with_weights(name: str, facts: dict[str, Any], path: Path, expected: str) -
     if not path.is_file() or files.digest(path) != expected:
         raise InputError(
             f"{path} is not the file whose SHA-256 is {expected[:12]}…: "
-            "restore it with `git checkout` or retrain with `make train-photos`."
+            "reinstall irattack, or in a checkout restore it with `git checkout` or retrain with "
+            "`make train-photos`."
         )
     if "factory" in facts:
         network = _untrained(facts)

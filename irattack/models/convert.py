@@ -1,6 +1,6 @@
 """Converts the published ens3 and ens4 weights to the safetensors of `slim.inception_v3(1000)`.
 
-    python -m irattack convert tf2torch_ens3_adv_inc_v3.npy inception_v3_ens3.safetensors
+    irattack convert tf2torch_ens3_adv_inc_v3.npy inception_v3_ens3.safetensors
 
 The checkpoints of Tramèr et al. (2018) are published for PyTorch as NumPy files that hold a pickled
 dictionary of dictionaries of arrays (github.com/ylhz/tf_to_pytorch_model). A pickle can run any

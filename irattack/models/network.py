@@ -63,6 +63,7 @@ class Network(nn.Module):
 
     Attributes:
         resize: what `forward` does first; for images that several networks see at one size.
+        lam: the λ of its yaml, for an attack that is given none; None where no yaml says it.
         reduced: whether the body computes in bfloat16; images and logits stay as they are.
         compiled: whether torch.compile runs the body, which may then reuse the memory of the last
             logits.
@@ -89,6 +90,7 @@ class Network(nn.Module):
         self.size = size
         self.resize = Resize(size, interpolation, crop_pct)
         self.offset = offset
+        self.lam: float | None = None
         self.reduced = False
         self.compiled = False
         self.memory_format = torch.channels_last

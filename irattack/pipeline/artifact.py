@@ -13,12 +13,13 @@ import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import distribution, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from irattack.conf import INSTALLED, PACKAGE
 from irattack.errors import InputError
 from irattack.hashing import key, sha256
 from irattack.pipeline import files
@@ -210,11 +211,21 @@ def has_digest(path: Path, digest: Any) -> bool:
 
 @cache
 def provenance() -> dict[str, str]:
-    """Git commit (with + if the tree is changed) and versions."""
-    root = Path(__file__).parent
+    """What code and which versions ran: see `commit`."""
+    packages = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
+    return {"commit": commit(PACKAGE), "python": platform.python_version(), **packages}
+
+
+def commit(package: Path) -> str:
+    """The git commit of the code in a package's folder, with + if the tree is changed.
+
+    Of an installed package it is the commit that it was installed from, if pip noted one (PEP 610),
+    else its version, said as such; `unknown` for a copy of the project that is no checkout. A
+    repository that merely has the package somewhere inside, as in a .venv, is not asked.
+    """
 
     def git(*arguments: str) -> str:
-        command = ["git", "-C", str(root), *arguments]
+        command = ["git", "-C", str(package), *arguments]
         try:
             return subprocess.run(
                 command, capture_output=True, text=True, check=True
@@ -222,7 +233,11 @@ def provenance() -> dict[str, str]:
         except (OSError, subprocess.CalledProcessError):
             return ""
 
-    commit = git("rev-parse", "HEAD") or "unknown"
+    if INSTALLED:
+        origin = json.loads(distribution("irattack").read_text("direct_url.json") or "{}")
+        installed = f"unknown (version {version('irattack')} as installed)"
+        return origin.get("vcs_info", {}).get("commit_id") or installed
+    if git("rev-parse", "--show-prefix") != f"{package.name}/":
+        return "unknown"
     changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    packages = {name: version(name) for name in ("torch", "torchvision", "timm", "numpy")}
-    return {"commit": commit + changed, "python": platform.python_version(), **packages}
+    return git("rev-parse", "HEAD") + changed

@@ -5,18 +5,23 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.code import code_of
 from irattack.conf import yamls
 from irattack.data.images import Images
-from irattack.errors import unknown
+from irattack.errors import InputError, unknown
 from irattack.hashing import key, sha256
 from irattack.models import zoo
 from irattack.pipeline.settings import Settings, settings_of
 from irattack.pipeline.values import PRECISIONS
+
+if TYPE_CHECKING:
+    from irattack.attacks.loop import Attack
 
 VERSION = 4  # raise it when the same configuration starts to give other perturbations
 
@@ -123,6 +128,25 @@ class Cell:
         """Those shards that `shard=i/n` leaves to this run: every n-th, from the i-th on."""
         number, count = (int(part) for part in str(self.cfg.shard or "1/1").split("/"))
         return self.shards(images)[number - 1 :: count]
+
+
+def attack_of(cell: Cell) -> "Attack":
+    """The attack of a cell.
+
+    Raises:
+        InputError: a slot or a parameter that there is not, or a value that cannot be used.
+    """
+    try:
+        return instantiate(cell.steps_facts["attack"])
+    except InstantiationException as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, InputError):
+            raise cause from None
+        why = " ".join(str(cause).split())[:200]
+        raise InputError(
+            f"attack={cell.name}: cannot be made ({why}); see its yaml and conf/attack/base.yaml "
+            "for the slots that there are."
+        ) from error
 
 
 def file_name(text: str) -> str:

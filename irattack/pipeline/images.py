@@ -78,6 +78,11 @@ def manifest(cell: Cell) -> Artifact[Manifest]:
     return Artifact(path, cell.images_facts, Manifest)
 
 
+def drawn(ids: Sequence[str], seed: int) -> list[int]:
+    """The positions of candidates in the order, drawn from the seed, in which they are tried."""
+    return sorted(range(len(ids)), key=lambda row: key([seed, ids[row]]))
+
+
 _read: dict[tuple[Path, int, int, str], Listing] = {}  # manifests, while they do not change
 
 

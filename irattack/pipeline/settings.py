@@ -239,7 +239,7 @@ def explained(loc: tuple, value: Any, kind: str, context: dict[str, Any]) -> Inp
             model = field.annotation  # type: ignore[assignment]
     name = ".".join(names)
     if kind == "extra_forbidden":
-        return InputError(f"{name}=…: no such setting; `python -m irattack --cfg job` lists them.")
+        return InputError(f"{name}=…: no such setting; `irattack --cfg job` lists them.")
     if kind == "missing":
         return InputError(f"{'.'.join(map(str, loc))}: is missing from the configuration; add it.")
     if isinstance(cause, ValueError) and cause.args:

@@ -6,26 +6,23 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from hydra.errors import InstantiationException
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.loop import perturbations
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Norm
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
-from irattack.hashing import key
 from irattack.models.network import check_finite
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
-from irattack.pipeline.cell import Cell, Shard
+from irattack.pipeline.cell import Cell, Shard, attack_of
 from irattack.pipeline.codec import kept_frames, read_frames
 from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
-from irattack.pipeline.images import images_of
+from irattack.pipeline.images import drawn, images_of
 from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.steps import last_frame, of_shard
 from irattack.pipeline.tuning import Pace, pace
@@ -40,7 +37,7 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     prepare(cfg)
     with without_tf32(), torch.no_grad():
         models = {name: build(cell, name, "judge") for name in cfg.benchmark.sources}
-        order = sorted(range(len(candidates)), key=lambda i: key([cfg.seed, candidates.ids[i]]))
+        order = drawn(candidates.ids, cfg.seed)
         if not models and len(order) >= cfg.images:
             return candidates.take(order[: cfg.images])
 
@@ -118,25 +115,6 @@ def refuse(images: Images, bad: np.ndarray, why: str) -> None:
         raise InputError(
             f"{len(rows)} of {len(images)} images ({some([images.ids[i] for i in rows])}): {why}."
         )
-
-
-def attack_of(cell: Cell) -> Attack:
-    """The attack of a cell.
-
-    Raises:
-        InputError: a slot or a parameter that there is not, or a value that cannot be used.
-    """
-    try:
-        return instantiate(cell.steps_facts["attack"])
-    except InstantiationException as error:
-        cause = error.__cause__ or error
-        if isinstance(cause, InputError):
-            raise cause from None
-        why = " ".join(str(cause).split())[:200]
-        raise InputError(
-            f"attack={cell.name}: cannot be made ({why}); see its yaml and conf/attack/base.yaml "
-            "for the slots that there are."
-        ) from error
 
 
 class Worker:

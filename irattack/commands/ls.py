@@ -1,0 +1,88 @@
+"""The names that a setting or a command takes, with what their yamls say of them.
+
+    irattack ls tables|attacks|pieces|models|benchmarks|norms|protocols [name=value …]
+
+Models are those of a benchmark (`irattack ls models benchmark=imagenet`). Yamls of your own are
+listed with `--config-dir=FOLDER`.
+"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+from tabulate import tabulate
+
+from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.plans import benchmark, definitions
+from irattack.conf import yamls
+from irattack.errors import InputError, unknown
+from irattack.models import zoo
+
+KINDS = {  # and the groups of yamls
+    "tables": ("table", "figure"),
+    "attacks": ("attack",),
+    "pieces": ("piece",),
+    "models": (),
+    "benchmarks": ("benchmark",),
+    "norms": ("norm",),
+    "protocols": ("protocol",),
+}
+
+
+def ls(kind: str, overrides: list[str]) -> str:
+    """A line for each name of a kind."""
+    if kind not in KINDS:
+        raise unknown("ls", kind, KINDS)
+    if kind == "models":
+        return models(benchmark(overrides))
+    paths = definitions() if kind == "tables" else yamls(*KINDS[kind])
+    return aligned([[name, said(path)] for name, path in sorted(paths.items()) if name != "base"])
+
+
+def said(path: Path) -> str:
+    """What a yaml says it is: its title, else its first line of comment."""
+    text = path.read_text("utf-8")
+    title = re.search(r"""^title:\s*(["']?)(.*)\1\s*$""", text, re.M)
+    comment = re.match(r"(?:# @package.*\n)?# (.*)", text)
+    return title[2] if title else comment[1] if comment else ""
+
+
+def models(of: str) -> str:
+    """The networks of a benchmark, what each is, its λ and γ, and the sets that name several."""
+    if of not in yamls("benchmark"):
+        raise unknown("benchmark", of, yamls("benchmark"))
+    rows = []
+    for name in zoo.names(of):
+        facts = zoo.card(of, name)
+        kinds = [kind for kind in ("timm", "torchvision", "factory") if kind in facts]
+        is_ = f"{kinds[0]} {facts[kinds[0]]}" if kinds else f"mean of {' '.join(facts['members'])}"
+        rows.append([name, is_, facts.get("lam"), (facts.get("skip") or {}).get("gamma")])
+    definition: Any = OmegaConf.load(yamls("benchmark")[of])
+    lines = [
+        f"{setting}{name}: {' '.join(members)}"
+        for setting, sets in (("source of a table, ", "source_sets"), ("targets=", "target_sets"))
+        for name, members in (definition.get(sets) or {}).items()
+    ]
+    if definition.get("any_timm_model"):
+        lines.append("Any other ImageNet-1k model of timm is known by its timm name.")
+    table = tabulate(rows, ["model", "network", "λ", "γ of SGM"], missingval="–")
+    return "\n".join([table, *([""] if lines else []), *lines])
+
+
+def aligned(rows: list[list[str]]) -> str:
+    """Names and what is said of them, in two columns."""
+    return tabulate(rows, tablefmt="plain", disable_numparse=True)
+
+
+def main() -> None:
+    """Prints the names of a kind, or the kinds."""
+    tidy_arguments()
+    with one_sentence():
+        words = sys.argv[1:]
+        kinds = [word for word in words if "=" not in word and word[0] != "-"]
+        if len(kinds) != 1:
+            given = f"ls {' '.join(kinds)}".rstrip()
+            raise InputError(f"{given}: expected one of {', '.join(KINDS)}.")
+        print(ls(kinds[0], [word for word in words if "=" in word and word[0] != "-"]))
