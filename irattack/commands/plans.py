@@ -200,7 +200,7 @@ def cells_of(
 
 def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
     """What a table or figure consists of. Hydra must be initialised."""
-    definition = load_definition(name)
+    definition = load_definition(name) | {"overrides": list(overrides)}
     if missing := [key for key in ("title", "cells") if key not in definition]:
         has = ", ".join(key for key in definition if key != "name")
         raise InputError(f"{definitions()[name]}: lacks {' and '.join(missing)}; it has {has}.")
