@@ -13,7 +13,7 @@ LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint bench gpu estimate status clean clean-cache train-photos reproduce-all
+.PHONY: help setup test lint bench gpu estimate report status clean clean-cache train-photos reproduce-all
 .PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
@@ -49,6 +49,9 @@ gpu: setup ## on a machine with a GPU, in ten minutes: what it proves and how fa
 
 estimate: setup ## hours and disk that each table and figure takes on this device at full scale
 	$(RUN) -m irattack estimate $(EXTRA)
+
+report: setup ## one page of all that is on the disk, to outputs/<benchmark>/report/index.html
+	$(RUN) -m irattack report $(EXTRA)
 
 status: setup ## what of every table and figure is done, pending or broken, and its size
 	$(RUN) -m irattack status $(EXTRA)

@@ -6,6 +6,7 @@ from importlib import import_module
 COMMANDS = {
     "reproduce": "irattack.commands.reproduce:main",
     "aggregate": "irattack.commands.reproduce:aggregate",
+    "report": "irattack.commands.report:main",
     "status": "irattack.commands.status:main",
     "clean": "irattack.commands.status:clean",
     "estimate": "irattack.commands.estimate:main",

@@ -140,6 +140,15 @@ def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list
     ]
 
 
+def products(definition: dict[str, Any], overrides: list[str]) -> list[dict[str, list]]:
+    """The products of a table as its yaml lists them, sources spelled out (`expand`)."""
+    legs = [
+        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+        for leg in definition["cells"]
+    ]
+    return expand(definition["name"], legs, overrides)
+
+
 def select(
     name: str, legs: list[dict[str, list]], overrides: list[str]
 ) -> tuple[list[dict[str, list]], list[str]]:
@@ -213,11 +222,7 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
         )
     kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
     called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
-    legs = [
-        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
-        for leg in definition["cells"]
-    ]
-    legs, overrides = select(name, expand(name, legs, overrides), overrides)
+    legs, overrides = select(name, products(definition, overrides), overrides)
     jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}

@@ -5,6 +5,7 @@ has `more` of what the table measures than the second has, `less`. Without `less
 best of the table's other attacks, or 0 where interactions are measured.
 """
 
+import math
 from collections.abc import Collection, Sequence
 from typing import Any
 
@@ -34,7 +35,7 @@ class Claim(BaseModel):
         of: how many differences there are, one a pair of source and target, or a setting.
         higher: how many are above 0.
         above, below: how many have their 95 % interval above 0, and below.
-        mean, low, high: the mean difference and its 95 % interval, over images.
+        mean, low, high: the mean difference and its 95 % interval, over images; none of one image.
         paper: the paper's, of the same pairs, where it prints numbers.
     """
 
@@ -46,16 +47,16 @@ class Claim(BaseModel):
     above: int
     below: int
     mean: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     paper: Printed | None
 
     @property
     def verdict(self) -> str:
         """What the interval of the mean says."""
-        if self.low > 0:
+        if self.low is not None and self.low > 0:
             return "holds"
-        return "does not hold" if self.high < 0 else "undecided"
+        return "does not hold" if self.high is not None and self.high < 0 else "undecided"
 
 
 def judge(
@@ -66,14 +67,18 @@ def judge(
     printed: Printed | None = None,
 ) -> Claim:
     """A claim from its differences and their mean, each with its interval."""
+    middle, *limits = (float(value) for value in mean)
+    low, high = (None if math.isnan(limit) else limit for limit in limits)  # of a single image
     return Claim(
         says=spec["says"],
         unit=unit,
         of=len(differences),
-        higher=sum(value > 0 for value, *_ in differences),
-        above=sum(low > 0 for _, low, _ in differences),
-        below=sum(high < 0 for *_, high in differences),
-        **dict(zip(("mean", "low", "high"), map(float, mean), strict=True)),
+        higher=sum(bool(value > 0) for value, *_ in differences),
+        above=sum(bool(low > 0) for _, low, _ in differences),
+        below=sum(bool(high < 0) for *_, high in differences),
+        mean=middle,
+        low=low,
+        high=high,
         paper=printed,
     )
 
