@@ -84,6 +84,13 @@ class Composer:
     overrides: list[str]
     composed: dict[tuple[str, ...], tuple[DictConfig, Any]] = field(default_factory=dict)
 
+    @cached_property
+    def benchmark(self) -> DictConfig:
+        """The settings of the benchmark that the overrides choose."""
+        pattern = r"benchmark(\.source_sets.*)?="
+        given = [text for text in self.overrides if re.match(pattern, text)]
+        return composed(given).benchmark
+
     def __call__(self, choice: dict[str, Any]) -> Settings:
         """The settings of conf/config.yaml with this choice and the overrides."""
         groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
@@ -116,15 +123,18 @@ def load_definition(name: str) -> dict[str, Any]:
     return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
-def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list[dict[str, list]]:
+def products(definition: dict[str, Any], composer: Composer) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
 
     Raises:
         NotListedError: the benchmark has no such set, and no such model.
     """
-    given = [text for text in overrides if re.match(r"benchmark(\.source_sets.*)?=", text)]
-    benchmark = composed(given).benchmark
+    name, benchmark = definition["name"], composer.benchmark
     sets, known = benchmark.get("source_sets", {}), zoo.names(benchmark.name)
+    legs = [
+        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+        for leg in definition["cells"]
+    ]
     for source in [source for leg in legs for source in leg.get("source", [])]:
         if source not in sets and source not in known and not benchmark.any_timm_model:
             raise NotListedError(
@@ -138,15 +148,6 @@ def expand(name: str, legs: list[dict[str, list]], overrides: list[str]) -> list
         }
         for leg in legs
     ]
-
-
-def products(definition: dict[str, Any], overrides: list[str]) -> list[dict[str, list]]:
-    """The products of a table as its yaml lists them, sources spelled out (`expand`)."""
-    legs = [
-        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
-        for leg in definition["cells"]
-    ]
-    return expand(definition["name"], legs, overrides)
 
 
 def select(
@@ -209,7 +210,8 @@ def cells_of(
 
 def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
     """What a table or figure consists of. Hydra must be initialised."""
-    definition = load_definition(name) | {"overrides": list(overrides)}
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    definition = load_definition(name) | {"overrides": list(overrides), "kept": kept}
     if missing := [key for key in ("title", "cells") if key not in definition]:
         has = ", ".join(key for key in definition if key != "name")
         raise InputError(f"{definitions()[name]}: lacks {' and '.join(missing)}; it has {has}.")
@@ -220,16 +222,16 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
             f"{name}: what is measured is what its yaml lists, not jobs=…; leave it out, or give "
             "it to `python -m irattack` without `reproduce`."
         )
-    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
     called = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
-    legs, overrides = select(name, products(definition, overrides), overrides)
+    composer = composer or Composer(overrides)
+    legs, overrides = select(name, products(definition, composer), overrides)
     jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}
     common = {name: value for name, value in common.items() if name not in given}
     if jobs:
         common["jobs"] = jobs
-    if composer is None or composer.overrides != overrides:
+    if composer.overrides != overrides:
         composer = Composer(overrides)
     chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
     return Plan(called, definition, chosen, overrides)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.plans import (
+    Composer,
     NotListedError,
     composed,
     definitions,
@@ -40,12 +41,12 @@ def cells(found: Record, given: Sequence[str]) -> list[Cell]:
 
 def missing(benchmark: str, given: list[str], there: set[str]) -> list[Definition]:
     """The yamls of this benchmark's tables and figures of which none was made."""
-    found = []
+    found, composer = [], Composer(given)
     for name in sorted(set(definitions()) - there):
         definition = load_definition(name)
         if definition.get("benchmark", benchmark) == benchmark:
             with contextlib.suppress(NotListedError):
-                products(definition, given)
+                products(definition, composer)
                 found.append(definition)
     return found
 

@@ -36,6 +36,7 @@ class Record(BaseModel):
         name: of its yaml.
         called: of its files; it has the settings of the command line.
         overrides: those settings.
+        kept: those of them that change what is measured.
         files: the SHA-256 of each of its files.
         lines: the tables as they are printed, each a list of lines whose first has the heads.
         settings: of its cells, as text.
@@ -48,6 +49,7 @@ class Record(BaseModel):
     kind: Kind
     title: str
     overrides: list[str]
+    kept: list[str]
     files: dict[str, str]
     lines: list[list[list[str]]]
     remarks: list[str]
@@ -59,7 +61,9 @@ class Record(BaseModel):
     @property
     def command(self) -> str:
         """What makes it again."""
-        return command(self.name, self.overrides)
+        machine = ("device", "threads", "shard", "cache.steps")
+        given = [text for text in self.overrides if text.split("=")[0] not in machine]
+        return command(self.name, given)
 
 
 def command(name: str, overrides: Sequence[str] = ()) -> str:
@@ -119,6 +123,7 @@ def write(
         kind=kind,
         title=definition["title"],
         overrides=definition.get("overrides", []),
+        kept=definition.get("kept", []),
         files={file: sha256(folder / file) for file in files},
         lines=list(lines),
         remarks=list(remarks),

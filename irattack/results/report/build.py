@@ -127,7 +127,7 @@ class Report:
     def headline(self) -> list[Line]:
         """A line a claim, of the record with the fewest settings of its own."""
         first: dict[str, Entry] = {}
-        for entry in sorted(self.entries, key=lambda entry: len(entry.record.overrides)):
+        for entry in sorted(self.entries, key=lambda entry: len(entry.record.kept)):
             first.setdefault(entry.record.name, entry)
         lines = [
             Line(claim.says, entry.record.command, claim, claim.paper, entry)

@@ -10,7 +10,7 @@ Spec = dict[str, Any]
 # Okabe and Ito's colours without black and yellow, which a dark or a light page swallows.
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#8C8C8C"]
 FAINT = {"opacity": {"condition": {"param": "line", "value": 1}, "value": 0.15}}
-SCHEMA = "https://vega.github.io/schema/vega-lite/v5.json"  # a name, never fetched
+SCHEMA = "https://vega.github.io/schema/vega-lite/v6.json"  # a name, never fetched
 
 
 def library() -> str:
@@ -63,6 +63,11 @@ def _legend(field: str) -> Spec:
     return {"name": "line", "select": {"type": "point", "fields": [field]}, "bind": "legend"}
 
 
+def _shape(field: str) -> Spec:
+    """A shape a line, beside its colour."""
+    return {"field": field, "type": "nominal", "sort": None, "legend": None}
+
+
 def _pairs(frame: pd.DataFrame) -> pd.Series:
     return frame.source.map(title) + " → " + frame.target.map(title)
 
@@ -107,7 +112,7 @@ def curves(frame: pd.DataFrame) -> Spec:
             {
                 "transform": [{"filter": "datum.chosen"}],
                 "mark": {"type": "point", "size": 90, "filled": True},
-                "encoding": {"shape": {"field": "method", "type": "nominal", "sort": None}},
+                "encoding": {"shape": _shape("method")},
             },
             {"mark": {"type": "point", "opacity": 0, "size": 120}, "encoding": {"tooltip": said}},
         ],
@@ -201,7 +206,7 @@ def sweep(frame: pd.DataFrame) -> Spec:
             },
             {
                 "mark": {"type": "point", "filled": True, "size": 60},
-                "encoding": {"y": y, "shape": colour, "tooltip": said, **FAINT},
+                "encoding": {"y": y, "shape": _shape("target"), "tooltip": said, **FAINT},
             },
         ],
     }

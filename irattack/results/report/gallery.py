@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.images import images_of
 from irattack.pipeline.results import arrays
 from irattack.pipeline.steps import last_frame, of_shard
@@ -37,27 +37,28 @@ class Gallery:
 
 def of_cells(cells: Sequence[Cell]) -> Gallery | None:
     """The first images of the first source, by the attacks whose last step is on the disk."""
+    cells = [cell for cell in cells if cell.steps_folder.is_dir()]
     for first in cells:
+        shard = first.shards(images_of(first))[0]
         group = [
             cell
             for cell in cells
-            if (cell.cfg.source, cell.norm) == (first.cfg.source, first.norm) and has_last(cell)
+            if (cell.cfg.source, cell.norm, cell.cfg.block, cell.images_facts)
+            == (first.cfg.source, first.norm, first.cfg.block, first.images_facts)
+            and has_last(cell, shard)
         ]
         if group:
-            return _of_group(group)
+            return _of_group(group, shard)
     return None
 
 
-def has_last(cell: Cell) -> bool:
-    """Whether the last step of the first shard is on the disk."""
-    if not cell.steps_folder.is_dir():
-        return False
-    card = of_shard(cell, cell.shards(images_of(cell))[0]).card()
+def has_last(cell: Cell, shard: Shard) -> bool:
+    """Whether the last step of a shard is on the disk."""
+    card = of_shard(cell, shard).card()
     return card is not None and card.kept[-1] == cell.recorded - 1
 
 
-def _of_group(cells: Sequence[Cell]) -> Gallery:
-    shard = cells[0].shards(images_of(cells[0]))[0]
+def _of_group(cells: Sequence[Cell], shard: Shard) -> Gallery:
     count = min(COUNT, len(shard.images))
     clean = shard.images.pixels[:count]
     lines = [
