@@ -23,7 +23,9 @@ for (const table of document.querySelectorAll("table.sortable")) {
   }));
 }
 for (const box of document.querySelectorAll("input[data-shows]")) {
-  const table = box.closest("fieldset").nextElementSibling.querySelector("table");
+  let next = box.closest("fieldset");
+  while (!next.querySelector("table")) next = next.nextElementSibling;
+  const table = next.querySelector("table");
   const show = () => table.classList.toggle("hide-" + box.dataset.shows, !box.checked);
   box.addEventListener("change", show);
   show();
