@@ -216,8 +216,9 @@ def test_the_papers_numbers_for_claims() -> None:
 
 
 def test_a_verdict_is_where_the_interval_lies() -> None:
-    def verdict(*mean: float) -> str:
-        return headline.judge({"says": ""}, "points", mean, [mean]).verdict  # type: ignore[arg-type]
+    def verdict(mean: float, low: float, high: float) -> str:
+        where = (mean, low, high)
+        return headline.judge({"says": ""}, "points", where, [where]).verdict
 
     assert verdict(2, 1, 3) == "holds"
     assert verdict(2, -1, 3) == verdict(1, float("nan"), float("nan")) == "undecided"

@@ -223,11 +223,12 @@ def mean_gain(
         raise InputError(f"gain: {n} images and {other}; expected the same images.")
     copies = resamples(n, seed)
     whole = np.ones((1, n), np.float32)
-    score, scores, each = np.zeros((1, n)), np.zeros(copies.shape, np.float32), []
+    score, scores, each = np.zeros((1, n)), np.zeros(copies.shape, np.float32), list[Interval]()
     for ours, baseline in pairs:
         own, drawn = (rule(ours, c).astype(np.int8) - rule(baseline, c) for c in (whole, copies))
         each.append(_of_scores(own, drawn, copies))
-        score, scores = score + own / len(pairs), scores + drawn / np.float32(len(pairs))
+        score += own / len(pairs)
+        scores += drawn / np.float32(len(pairs))
     return _of_scores(score, scores, copies), each
 
 
