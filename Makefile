@@ -13,7 +13,7 @@ LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint accuracy bench gpu estimate status clean clean-cache train-photos reproduce-all
+.PHONY: help setup test lint accuracy bench gpu estimate report status clean clean-cache train-photos reproduce-all
 .PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=submit-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
@@ -53,6 +53,9 @@ estimate: setup ## hours and disk that each table and figure takes on this devic
 
 accuracy: setup ## each network's accuracy on the benchmark's images, before anything is attacked
 	$(RUN) -m irattack accuracy $(LAUNCHER:%=hydra/launcher=%) $(EXTRA)
+
+report: setup ## one page of all that is on the disk, to outputs/<benchmark>/report/index.html
+	$(RUN) -m irattack report $(EXTRA)
 
 status: setup ## what of every table and figure is done, in Slurm's queue or broken, and its size
 	$(RUN) -m irattack status $(EXTRA)

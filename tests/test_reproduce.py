@@ -61,7 +61,7 @@ def test_it_is_made(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     printed = make(name, folder, monkeypatch, capsys)
-    kind, suffixes = ("tables", "md tex") if name in TABLES else ("figures", "png pdf")
+    kind, suffixes = ("tables", "md tex json") if name in TABLES else ("figures", "png pdf json")
     assert f"Written to {folder}/photos/{kind}" in printed
     paths = list((folder / "photos" / kind).glob(f"{name}-*"))
     assert {path.suffix[1:] for path in paths} == {"csv", *suffixes.split()}

@@ -58,6 +58,9 @@ COMMANDS = {
         "checks settings, images and networks, and says what would run",
     ),
     "ls": Command("irattack.commands.ls", "main", f"[KIND] {SETTINGS}", "what there is of a kind"),
+    "report": Command(
+        "irattack.commands.report", "main", SETTINGS, "one page of all that is on the disk"
+    ),
     "status": Command(
         "irattack.commands.status", "main", SETTINGS, "what of every table is done, and its size"
     ),

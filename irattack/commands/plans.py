@@ -102,6 +102,13 @@ class Composer:
     overrides: list[str]
     composed: dict[tuple[str, ...], tuple[DictConfig, Any]] = field(default_factory=dict)
 
+    @cached_property
+    def benchmark(self) -> DictConfig:
+        """The settings of the benchmark that the overrides choose."""
+        pattern = r"benchmark(\.(source|target)_sets.*)?="
+        given = [text for text in self.overrides if re.match(pattern, text)]
+        return composed(given).benchmark
+
     def __call__(self, choice: dict[str, Any]) -> Settings:
         """The settings of conf/config.yaml with this choice and the overrides."""
         groups = tuple(f"{name}={value}" for name, value in choice.items() if is_group(name))
@@ -134,8 +141,8 @@ def load_definition(name: str) -> dict[str, Any]:
     return {"name": name, **{str(key): value for key, value in definition.items()}}
 
 
-def expand(
-    name: str, legs: list[dict[str, list]], overrides: list[str], targets: Sequence[str] = ()
+def products(
+    definition: dict[str, Any], composer: Composer, targets: str | Sequence[str] = ()
 ) -> list[dict[str, list]]:
     """The products of a table, with the sets of sources that its benchmark names spelled out.
 
@@ -145,9 +152,12 @@ def expand(
     Raises:
         NotListedError: the benchmark has no such set, and no such model.
     """
-    given = [text for text in overrides if re.match(r"benchmark(\.(source|target)_sets.*)?=", text)]
-    benchmark = composed(given).benchmark
+    name, benchmark = definition["name"], composer.benchmark
     known = zoo.names(benchmark.name)
+    legs = [
+        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
+        for leg in definition["cells"]
+    ]
     roles = {
         "source": [source for leg in legs for source in leg.get("source", [])],
         "target": [targets] if isinstance(targets, str) else list(targets),
@@ -232,7 +242,8 @@ def cells_of(
 
 def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
     """What a table or figure consists of. Hydra must be initialised."""
-    definition = load_definition(name)
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    definition = load_definition(name) | {"overrides": list(overrides), "kept": kept}
     if missing := [key for key in ("title", "cells") if key not in definition]:
         has = ", ".join(key for key in definition if key != "name")
         raise InputError(f"{definitions()[name]}: lacks {' and '.join(missing)}; it has {has}.")
@@ -244,19 +255,16 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
             "it to `irattack` without `reproduce`."
         )
     called = file_stem(name, overrides)
-    legs = [
-        {key: value if isinstance(value, list) else [value] for key, value in leg.items()}
-        for leg in definition["cells"]
-    ]
+    composer = composer or Composer(overrides)
     common = {"targets": definition.get("targets", "paper"), **definition.get("settings", {})}
     given = {text.split("=")[0].lstrip("+") for text in overrides}
     targets = () if "targets" in given else common["targets"]
-    legs, overrides = select(name, expand(name, legs, overrides, targets), overrides)
+    legs, overrides = select(name, products(definition, composer, targets), overrides)
     jobs, overrides = with_parameters(definition.get("jobs", []), overrides)
     common = {name: value for name, value in common.items() if name not in given}
     if jobs:
         common["jobs"] = jobs
-    if composer is None or composer.overrides != overrides:
+    if composer.overrides != overrides:
         composer = Composer(overrides)
     chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
     return Plan(called, definition, chosen, overrides)

@@ -18,7 +18,7 @@ where images are few (`python -m scripts.coverage`); the bootstrap's own quantil
 on such a plateau, but in less than half near 0 or 100 %, where resamples hardly differ.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
 
@@ -161,9 +161,17 @@ def agresti_min(won: float, lost: float, n: float) -> tuple[float, float]:
         lost: pairs in which only the second succeeds.
         n: pairs.
     """
-    total, up, down = n + 2, won + 0.5, lost + 0.5
-    centre = (up - down) / total
-    half = Z * (up + down - (up - down) ** 2 / total) ** 0.5 / total
+    return interval_of_scores(won - lost, won + lost, n)
+
+
+def interval_of_scores(total: float, squares: float, n: float) -> tuple[float, float]:
+    """Agresti and Min's interval for the mean of n scores from −1 to 1, by their sum and squares.
+
+    Of scores −1, 0 and 1 it is theirs: the four halves add 2 scores, of sum 0 and squares 1.
+    """
+    n, squares = n + 2, squares + 1
+    centre = total / n
+    half = Z * (squares - total**2 / n) ** 0.5 / n
     return max(centre - half, -1.0), min(centre + half, 1.0)
 
 
@@ -194,19 +202,41 @@ def gain(
         rule: how the step is chosen, for each attack by itself.
         seed: of the bootstrap; both attacks meet the same resamples.
     """
-    n = ours.shape[1]
-    if baseline.shape[1] != n:
-        raise InputError(f"gain: {n} images and {baseline.shape[1]}; expected the same images.")
+    return mean_gain([(ours, baseline)], rule, seed)[0]
+
+
+def mean_gain(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]], rule: Rule = leave_one_out, seed: int = 0
+) -> tuple[Interval, list[Interval]]:
+    """The mean of several gains, and each of them, with 95 % intervals, in points.
+
+    Targets and sources share their images, so that an image's score is the mean of its differences
+    and images are what is drawn: the interval says nothing of further networks.
+
+    Args:
+        pairs: two attacks' successes as for `gain`, all on the same images.
+        rule: how the step is chosen, for each attack and pair by itself.
+        seed: of the bootstrap.
+    """
+    n = pairs[0][0].shape[1]
+    for other in {success.shape[1] for pair in pairs for success in pair} - {n}:
+        raise InputError(f"gain: {n} images and {other}; expected the same images.")
     copies = resamples(n, seed)
+    whole = np.ones((1, n), np.float32)
+    score, scores, each = np.zeros((1, n)), np.zeros(copies.shape, np.float32), list[Interval]()
+    for ours, baseline in pairs:
+        own, drawn = (rule(ours, c).astype(np.int8) - rule(baseline, c) for c in (whole, copies))
+        each.append(_of_scores(own, drawn, copies))
+        score += own / len(pairs)
+        scores += drawn / np.float32(len(pairs))
+    return _of_scores(score, scores, copies), each
 
-    def scores(copies: np.ndarray) -> np.ndarray:
-        return rule(ours, copies).astype(np.int8) - rule(baseline, copies)
 
-    score = scores(np.ones((1, n), np.float32))
-    won, lost = int((score > 0).sum()), int((score < 0).sum())
-    d = design_effect(scores(copies), copies)
-    low, high = agresti_min(won / d, lost / d, n / d)
-    return 100 * (won - lost) / n, 100 * low, 100 * high
+def _of_scores(score: np.ndarray, scores: np.ndarray, copies: np.ndarray) -> Interval:
+    """The mean of (1, N) scores in percent, by how (R, N) vary over resamples."""
+    n, d = score.size, design_effect(scores, copies)
+    low, high = interval_of_scores(score.sum() / d, (score.astype(float) ** 2).sum() / d, n / d)
+    return 100 * float(score.sum()) / n, 100 * low, 100 * high
 
 
 def rates(margins: np.ndarray) -> dict[str, float]:

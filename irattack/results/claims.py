@@ -14,17 +14,11 @@ from irattack.pipeline.job import job_of, jobs_of
 from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import arrays, rows
 from irattack.pipeline.sources import Proofs
-from irattack.results import paper
+from irattack.results import headline, paper
+from irattack.results.headline import Claim, Spec
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
-
-Definition = dict[str, Any]
-CLAIMS = {  # the attack that has the larger average interaction, and the one that has the smaller
-    "Proposition 1: multi-step ≥ single-step": ("multi", "single"),
-    "Proposition 2: multi-step ≥ VR": ("multi", "vr"),
-    "Proposition 3: multi-step ≥ revised MI": ("multi", "mi"),
-    "Appendix E.4: multi-step ≥ Gaussian noise": ("multi", "noise"),
-}
+from irattack.results.record import Definition
 
 
 def interaction_record(cell: Cell) -> dict[str, Any]:
@@ -67,7 +61,37 @@ def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "factor 1/(L² − 1) of Eq. 28. The paper does not say which of the two its Table 4 has.",
         caption(cells),
     ]
-    return publish(cells, name, definition["title"], [lines], remarks, {f"{name}.csv": found})
+    judged = [judge(cells, spec, definition.get("paper")) for spec in definition.get("claims", [])]
+    claims = [claim for claim in judged if claim]
+    return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found}, claims)
+
+
+def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
+    """Whether one attack's interactions are larger than another's, or than 0, over images."""
+    found = {
+        (cell.cfg.source, cell.method): average(
+            job_of(cell, Contributions).values()["contributions"]
+        )
+        for cell in cells
+        if cell.method in (spec["more"], spec.get("less"))
+    }
+    differences = {
+        source: values - found.get((source, spec.get("less", "")), 0.0)
+        for (source, method), values in found.items()
+        if method == spec["more"] and ("less" not in spec or (source, spec["less"]) in found)
+    }
+    return over_images(spec, differences, headline.printed(spec, table, differences))
+
+
+def over_images(
+    spec: Spec, differences: dict[Any, np.ndarray], printed: headline.Printed | None = None
+) -> Claim | None:
+    """A claim of several differences of interactions, (N,) each, of the same images."""
+    if not differences:
+        return None
+    intervals = [statistics.mean_interval(values) for values in differences.values()]
+    mean = statistics.mean_interval(np.mean(list(differences.values()), axis=0))
+    return headline.judge(spec, "logits", mean, intervals, printed)
 
 
 def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
@@ -104,19 +128,22 @@ def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> st
         "are measured, as in Table 4. Success is of that step too, the mean over the targets.",
         caption(cells),
     ]
-    return publish(cells, name, definition["title"], [lines], remarks, {f"{name}.csv": found})
+    return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found})
 
 
 def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Propositions 1, 2, 3 and the comparison with noise: paired differences over images."""
-    records = []
+    records, differences = [], dict[str, dict[Any, np.ndarray]]()
+    specs = {spec["says"]: (spec["more"], spec["less"]) for spec in definition["claims"]}
     for cell in cells:
         for job in jobs_of(cell):
             assert isinstance(job, Proofs)
             found = job.values()
-            for scale, (claim, pair) in product(("own", "equal"), CLAIMS.items()):
+            for scale, (claim, pair) in product(("own", "equal"), specs.items()):
                 means = [found[f"{scale} {attack}"].mean(axis=(1, 2)) for attack in pair]
                 difference = means[0] - means[1]
+                setting = (cell.cfg.source, job.loss, scale)
+                differences.setdefault(claim, {})[setting] = difference
                 mean, low, high = statistics.mean_interval(difference)
                 records.append(
                     {
@@ -159,4 +186,6 @@ def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> st
         "Lengths are the attacks' own, or `equal`: scaled to that of the multi-step perturbation, "
         "since interactions grow with length."
     )
-    return publish(cells, name, definition["title"], [lines], remarks, {f"{name}.csv": data})
+    judged = [over_images(spec, differences[spec["says"]]) for spec in definition["claims"]]
+    claims = [claim for claim in judged if claim]
+    return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": data}, claims)

@@ -6,6 +6,7 @@ import pandas as pd
 
 FOLDER = Path(__file__).parent / "paper"
 CELL = ["source", "attack", "norm", "target"]
+INTERACTIONS = 4  # the table that has interactions instead of success rates
 
 
 def rates(table: int | None = None) -> pd.DataFrame:

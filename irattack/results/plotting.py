@@ -10,12 +10,12 @@ import matplotlib.pyplot as plt
 import pandas as pd
 from matplotlib.figure import Figure
 
-from irattack.pipeline import files
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import jobs_of
 from irattack.pipeline.sources import OfSource
+from irattack.results import record
+from irattack.results.record import Definition
 
-Definition = dict[str, Any]
 STYLE: Any = {
     "figure.dpi": 200,
     "font.size": 8,
@@ -70,17 +70,19 @@ def save(
     name: str, definition: Definition, cells: Sequence[Cell], figure: Figure, data: pd.DataFrame
 ) -> str:
     """Writes outputs/<benchmark>/figures/<name>.{png,pdf,csv}; returns what to print."""
-    folder = cells[0].root / "figures"
     caption = f"{definition['title']}. {setting(definition, cells)}"
     lines = textwrap.wrap(caption, int(19 * figure.get_figwidth()))
     figure.suptitle("\n".join(lines), fontsize=6.5, x=0.01, ha="left")
+    files = {}
     for kind, metadata in (("png", {"Software": None}), ("pdf", {"CreationDate": None})):
         buffer = io.BytesIO()
         figure.savefig(buffer, format=kind, metadata=metadata)
-        files.write_bytes(folder / f"{name}.{kind}", buffer.getvalue())
+        files[f"{name}.{kind}"] = buffer.getvalue()
     plt.close(figure)
-    files.write_text(folder / f"{name}.csv", data.to_csv(index=False, float_format="%.6g"))
-    return f"{caption}\nWritten to {folder}: {name}.png, {name}.pdf, {name}.csv"
+    files[f"{name}.csv"] = data.to_csv(index=False, float_format="%.6g").encode()
+    remarks = [setting(definition, cells)]
+    folder = record.write("figures", name, definition, cells, files, remarks)
+    return f"{caption}\nWritten to {folder}: {', '.join(files)}"
 
 
 def setting(definition: Definition, cells: Sequence[Cell]) -> str:

@@ -1,16 +1,16 @@
 """Captions, and the files of a table: CSV, Markdown and LaTeX."""
 
 from collections.abc import Sequence
-from operator import attrgetter
 
 import pandas as pd
 from tabulate import tabulate
 
-from irattack.pipeline import files as disk
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import cards
 from irattack.pipeline.values import PRECISIONS
-from irattack.results.names import title
+from irattack.results import record
+from irattack.results.headline import Claim
+from irattack.results.record import Definition, values
 
 LATEX = {
     **{ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"},
@@ -45,34 +45,29 @@ def caption(cells: Sequence[Cell]) -> str:
     )
 
 
-def values(cells: Sequence[Cell], name: str) -> str:
-    """The values that a setting takes in a table, with the sources they belong to."""
-    of_value: dict[str, list[str]] = {}
-    for cell in cells:
-        value = str(attrgetter(name)(cell.cfg))
-        of_value.setdefault(value, []).append(title(cell.cfg.source))
-    if len(of_value) == 1 or len({frozenset(sources) for sources in of_value.values()}) == 1:
-        return " ".join(of_value)
-    return " ".join(f"{v} ({' '.join(dict.fromkeys(s))})" for v, s in of_value.items())
-
-
 def publish(
     cells: Sequence[Cell],
     name: str,
-    title: str,
+    definition: Definition,
     tables: Sequence[list[list[str]]],
     remarks: Sequence[str],
     files: dict[str, pd.DataFrame],
+    claims: Sequence[Claim] = (),
 ) -> str:
-    """Writes outputs/<benchmark>/tables/<name>.{md,tex} and the CSV files; returns what to print.
+    """Writes outputs/<benchmark>/tables/<name>.{md,tex,json} and the CSV files.
 
     Args:
         tables: lines of cells, the first of them the heads of the columns.
         files: data frames by the name of their CSV file.
+        claims: of the paper, as the table judges them.
+
+    Returns:
+        What to print.
     """
-    folder = cells[0].root / "tables"
-    for file, frame in files.items():
-        disk.write_text(folder / file, frame.to_csv(index=False, float_format="%.4f"))
+    title = definition["title"]
+    written = {
+        file: frame.to_csv(index=False, float_format="%.4f") for file, frame in files.items()
+    }
 
     def text(style: str) -> str:
         return "\n\n".join(
@@ -80,10 +75,10 @@ def publish(
             for table in tables
         )
 
-    markdown = "\n\n".join([f"# {title}", text("github"), *remarks])
-    disk.write_text(folder / f"{name}.md", markdown + "\n")
+    written[f"{name}.md"] = "\n\n".join([f"# {title}", text("github"), *remarks]) + "\n"
     latex = "\n".join([f"% {line}" for line in [title, *remarks]])
-    latex += "\n" + text("latex_booktabs").translate(LATEX) + "\n"
-    disk.write_text(folder / f"{name}.tex", latex)
-    where = f"Written to {folder}: {', '.join([*files, f'{name}.md', f'{name}.tex'])}"
+    written[f"{name}.tex"] = latex + "\n" + text("latex_booktabs").translate(LATEX) + "\n"
+    encoded = {file: content.encode() for file, content in written.items()}
+    folder = record.write("tables", name, definition, cells, encoded, remarks, tables, claims)
+    where = f"Written to {folder}: {', '.join(written)}"
     return "\n\n".join([title, text("simple"), *remarks, where])

@@ -1,17 +1,19 @@
 """Tables of success rates, the paper's numbers beside ours."""
 
 from collections.abc import Sequence
-from typing import Any
+from operator import itemgetter
 
 import pandas as pd
 
 from irattack.pipeline import statistics
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import arrays, rows
-from irattack.results import paper
+from irattack.results import headline, paper
+from irattack.results.headline import Claim, Spec
 from irattack.results.names import method_name, title
 from irattack.results.paper import CELL
 from irattack.results.publish import caption, publish
+from irattack.results.record import Definition
 
 COLUMNS = [
     *(*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"),
@@ -57,6 +59,35 @@ def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | No
                 found = statistics.gains(*margins) | {"paper_gain": first - second}
                 records.append(where | {"target": target, "n": margins[0].shape[1]} | found)
     return pd.DataFrame(records, columns=GAIN)
+
+
+def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
+    """Whether one attack transfers better than another, or than the best of the others.
+
+    Success is at the step chosen by leave-one-out. None if no pair of cells is there for it.
+    """
+    found = {
+        (cell.cfg.source, target, cell.method): statistics.successes(
+            arrays(cell, target)["margins"]
+        )
+        for cell in cells
+        if cell.norm == spec["norm"]
+        for target in cell.targets
+    }
+    where, pairs = [], []
+    for (source, target, method), ours in found.items():
+        rivals = [
+            (success[statistics.chosen_steps(success), range(success.shape[1])].mean(), success)
+            for (*place, other), success in found.items()
+            if place == [source, target] and other == spec.get("less", other) != method
+        ]
+        if method == spec["more"] and rivals:
+            where.append((source, target))
+            pairs.append((ours, max(rivals, key=itemgetter(0))[1]))
+    if not pairs:
+        return None
+    printed = headline.printed(spec, table, where)
+    return headline.judge(spec, "points", *statistics.mean_gain(pairs), printed)
 
 
 def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
@@ -148,7 +179,7 @@ def clean_errors(results: pd.DataFrame) -> list[str]:
     return [f"Wrong on the clean images already: {', '.join(notable)} (clean_error_percent)."]
 
 
-def write_table(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
+def write_table(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A table of success rates (conf/table): writes its files, returns what to print."""
     number = definition.get("paper")
     results = pd.concat([rows(cell) for cell in cells], ignore_index=True)
@@ -174,4 +205,6 @@ def write_table(name: str, definition: dict[str, Any], cells: Sequence[Cell]) ->
         if controls
         else [layout(results, gain, norm) for norm in results.norm.unique()]
     )
-    return publish(cells, name, definition["title"], halves, remarks, files)
+    judged = [judge(cells, spec, number) for spec in definition.get("claims", [])]
+    claims = [claim for claim in judged if claim]
+    return publish(cells, name, definition, halves, remarks, files, claims)
