@@ -27,7 +27,7 @@ from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import margin
 from irattack.attacks.randomness import Draws
 from irattack.commands.cli import explain
-from irattack.commands.plans import composed, hydra
+from irattack.commands.composing import composed, hydra
 from irattack.commands.settings import OF_ATTACK, register_resolvers, without_effect
 from irattack.conf import OWN
 from irattack.errors import InputError, unknown

@@ -22,7 +22,7 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from irattack.commands import plans, reproduce
+from irattack.commands import composing, plans, reproduce
 from irattack.commands.cli import one_sentence
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
@@ -45,7 +45,7 @@ def planned() -> dict[str, plans.Plan]:
     """The plan of the table alone, in place of those of all."""
     register_resolvers()
     GlobalHydra.instance().clear()
-    with plans.hydra():
+    with composing.hydra():
         return {"table1": plans.plan("table1", SMALL)}
 
 

@@ -14,7 +14,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf.errors import OmegaConfBaseException
 from PIL import Image
 
-from irattack.commands import accuracy, plans
+from irattack.commands import accuracy, composing
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN
 from irattack.data import photos
@@ -41,7 +41,7 @@ def resolvers() -> Iterator[None]:
 
 
 def cells(folder: Path, *overrides: str) -> list[Cell]:
-    with plans.hydra():
+    with composing.hydra():
         return accuracy.planned([*overrides, "threads=1", f"output={folder}"]).cells
 
 

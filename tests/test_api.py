@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import irattack
 from irattack import InputError, attack, interactions, models, success
 from irattack.api import _made
-from irattack.commands.plans import hydra
+from irattack.commands.composing import hydra
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline.cell import Cell, attack_of
 

@@ -9,7 +9,8 @@ import torch
 import yaml
 
 from irattack.attacks.skip import SkipGradient
-from irattack.commands.plans import NotListedError, hydra, plan
+from irattack.commands.composing import hydra
+from irattack.commands.plans import NotListedError, plan
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN, yamls
 from irattack.models import zoo

@@ -14,7 +14,8 @@ from omegaconf import DictConfig, OmegaConf
 from PIL import Image
 
 from irattack.commands import bench, estimate, gpu, gpu_checks, settings
-from irattack.commands.plans import hydra, plan
+from irattack.commands.composing import hydra
+from irattack.commands.plans import plan
 
 SMALL = {
     "checks": {"images": 2, "steps": 2},

@@ -10,8 +10,9 @@ from omegaconf import OmegaConf
 
 from irattack import __main__ as entry
 from irattack.commands import completion, ls, validate
+from irattack.commands.composing import composed, hydra
 from irattack.commands.help import COMMANDS, EXAMPLES, WIDTH, of_command, overview, settings
-from irattack.commands.plans import composed, hydra, plan
+from irattack.commands.plans import plan
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN, yamls
 from irattack.errors import InputError

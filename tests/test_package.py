@@ -13,7 +13,7 @@ import pytest
 from hydra import compose
 from nbclient import NotebookClient
 
-from irattack.commands.plans import hydra
+from irattack.commands.composing import hydra
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline.artifact import commit
 from irattack.pipeline.cell import Cell

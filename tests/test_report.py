@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from irattack.commands import plans, report, reproduce
+from irattack.commands import composing, plans, report, reproduce
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.pipeline import statistics
@@ -33,7 +33,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("outputs")
     register_resolvers()
     for name in ("table1", "fig7"):
-        with plans.hydra():
+        with composing.hydra():
             table = plans.plan(name, [*SMALL, f"output={output}"])
         try:
             reproduce.reproduce(table, [], aggregate=False)
@@ -227,7 +227,7 @@ def test_a_verdict_is_where_the_interval_lies() -> None:
 
 def test_a_claim_against_the_best_of_the_others(root: Path) -> None:
     register_resolvers()
-    with plans.hydra():
+    with composing.hydra():
         one = plans.plan("table1", [*SMALL, f"output={root.parent}"])
     alone = tables.judge(one.cells, {"says": "", "more": "ir", "less": "pgd", "norm": "linf"}, 1)
     best = tables.judge(one.cells, {"says": "", "more": "ir", "norm": "linf"}, 1)

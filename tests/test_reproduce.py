@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from irattack.attacks.norms import of_length
 from irattack.attacks.pieces import GaussianNoise
 from irattack.attacks.randomness import Draws
-from irattack.commands import plans, reproduce, settings
+from irattack.commands import composing, plans, reproduce, settings
 from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.interactions import cells as interactions
@@ -170,7 +170,7 @@ def test_propositions_are_differences_of_the_right_attacks(
 ) -> None:
     make("propositions", folder, monkeypatch, capsys)
     data = pd.read_csv(next((folder / "photos" / "tables").glob("propositions-*.csv")))
-    with plans.hydra():
+    with composing.hydra():
         (one,) = plans.plan("propositions", [*SMALL, f"output={folder}"]).cells
     for job in jobs_of(one):
         assert isinstance(job, Proofs)
@@ -230,7 +230,7 @@ def test_parameters_of_jobs() -> None:
 def test_cells_are_what_hydra_composes(name: str) -> None:
     """A plan composes once what groups decide; Hydra composes each cell anew."""
     settings.register_resolvers()
-    with plans.hydra():
+    with composing.hydra():
         table = plans.plan(name, ["seed=3"])
         for cell_, choice in table.chosen[::7]:
             given = [f"{k}={v}".replace(" ", "").replace("'", "") for k, v in choice.items()]

@@ -18,7 +18,7 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import Interaction
 from irattack.attacks.randomness import Draws
-from irattack.commands import bench, estimate, overhead, plans, settings
+from irattack.commands import bench, composing, estimate, overhead, plans, settings
 from irattack.conf import CONF
 from irattack.errors import UnfitError
 from irattack.pipeline import speed
@@ -112,7 +112,7 @@ def test_bench_knows_every_benchmark() -> None:
     listed = OmegaConf.create({"imagenet": 2, "photos": 64})
     sizes = {"photos": 32, "cifar10": 32, "nips2017": 299, "imagenet": 224}
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        found = [plans.nearest(listed, name, size) for name, size in sizes.items()]
+        found = [composing.nearest(listed, name, size) for name, size in sizes.items()]
         assert found == [64, 64, 2, 2]
         cfg = compose("bench", overrides=["benchmark=cifar10"])
     assert cfg.benchmark.source_sets.paper == ["resnet18", "resnet34", "resnet50"]
@@ -130,7 +130,7 @@ def test_a_table_that_a_benchmark_cannot_make_is_left_out(name: str, why: str) -
     """Estimate and status skip it: plans.plans suppresses this error alone."""
     given = ["benchmark=cifar10", "pretrained=false", "threads=1"]
     given += ["attack=hybridir"] if name == "controls" else []
-    with plans.hydra(), pytest.raises(UnfitError, match=why):
+    with composing.hydra(), pytest.raises(UnfitError, match=why):
         plans.plan(name, given)
 
 

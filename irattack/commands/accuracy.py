@@ -13,8 +13,9 @@ from typing import Any
 from omegaconf import DictConfig
 
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.composing import Composer, composed, hydra
 from irattack.commands.launch import divided
-from irattack.commands.plans import Composer, Plan, composed, file_stem, hydra
+from irattack.commands.plans import Plan, file_stem
 from irattack.commands.reproduce import reproduce
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError

@@ -32,8 +32,8 @@ from irattack.attacks.norms import Linf
 from irattack.attacks.randomness import Draws
 from irattack.commands import overhead
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.composing import nearest
 from irattack.commands.disk import cache_speed, leave_one_out_seconds
-from irattack.commands.plans import nearest
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError

@@ -31,8 +31,9 @@ from tabulate import tabulate
 from irattack.commands import gpu_checks
 from irattack.commands.bench import bench
 from irattack.commands.cli import one_sentence, stop, tidy_arguments
+from irattack.commands.composing import hydra
 from irattack.commands.estimate import estimate
-from irattack.commands.plans import hydra, plans
+from irattack.commands.plans import plans
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
 from irattack.pipeline import files, speed

@@ -15,7 +15,8 @@ from omegaconf import OmegaConf
 from tabulate import tabulate
 
 from irattack.commands.cli import one_sentence, tidy_arguments
-from irattack.commands.plans import benchmark, definitions
+from irattack.commands.composing import benchmark
+from irattack.commands.plans import definitions
 from irattack.conf import yamls
 from irattack.errors import InputError, unknown
 from irattack.models import zoo

@@ -9,16 +9,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from irattack.commands.cli import one_sentence, tidy_arguments
-from irattack.commands.plans import (
-    Composer,
-    NotListedError,
-    composed,
-    definitions,
-    hydra,
-    load_definition,
-    plan,
-    products,
-)
+from irattack.commands.composing import Composer, composed, hydra
+from irattack.commands.plans import NotListedError, definitions, load_definition, plan, products
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.pipeline import files

@@ -11,8 +11,9 @@ from typing import Any
 from hydra.utils import get_method
 
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.composing import hydra
 from irattack.commands.launch import as_sweep, divided, failures
-from irattack.commands.plans import Plan, definitions, hydra, plan
+from irattack.commands.plans import Plan, definitions, plan
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell

@@ -21,8 +21,9 @@ from submitit.slurm.slurm import SlurmJob
 
 from irattack.commands import queue, reproduce
 from irattack.commands.cli import one_sentence
+from irattack.commands.composing import composed, hydra
 from irattack.commands.launch import EVERY_S, as_sweep, failures, of_slurm, ready_for_slurm
-from irattack.commands.plans import Plan, composed, hydra
+from irattack.commands.plans import Plan
 from irattack.errors import InputError
 from irattack.pipeline import files
 from irattack.pipeline.cell import Cell

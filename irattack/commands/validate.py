@@ -20,8 +20,9 @@ from tabulate import tabulate
 from tqdm import tqdm
 
 from irattack.commands.cli import one_sentence, stop, tidy_arguments
+from irattack.commands.composing import composed, hydra
 from irattack.commands.launch import of_launcher, without_slurm
-from irattack.commands.plans import composed, hydra, plan
+from irattack.commands.plans import plan
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.models import zoo
