@@ -116,7 +116,7 @@ def test_validate_a_table_that_is_fine(tmp_path: Path, monkeypatch: pytest.Monke
 @pytest.mark.parametrize(
     ("typed", "printed", "left"),
     [
-        ("irattack re", "reproduce", "irattack re"),
+        ("irattack repro", "reproduce", "irattack repro"),
         ("irattack reproduce table", "table1 table2 table3 table4", None),
         ("irattack ls att", "attacks", None),
         ("irattack reproduce table1 norm=", "", "irattack norm="),
