@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irattack.errors import InputError
+
 
 @dataclass(frozen=True)
 class ResizeAndPad:
@@ -22,6 +24,10 @@ class ResizeAndPad:
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """T(images): images (b, C, H, W), draws (b, 4) in [0, 1) -> (b, C, H, W)."""
         side = images.shape[-1]
+        if images.shape[-2] != side:
+            raise InputError(
+                f"transform: DI resizes square images; these are {images.shape[-2]} x {side} px."
+            )
         wide = max(side + 1, round(side * self.ratio))
         coin, size, top, left = draws.double().unbind(dim=1)
         new = side + (size * (wide - side)).long()

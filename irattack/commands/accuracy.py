@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import Composer, composed, hydra
 from irattack.commands.launch import divided
-from irattack.commands.plans import Plan, file_stem
+from irattack.commands.plans import ELSEWHERE, Plan, file_stem
 from irattack.commands.reproduce import reproduce
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
@@ -28,6 +28,7 @@ from irattack.pipeline.settings import Settings
 DEFINITION = {
     "name": "accuracy",
     "title": "Accuracy of the networks on clean images",
+    "target": "accuracy",
     "write": "irattack.results.accuracy.write",
 }
 ROLES = {"source": "source_sets", "targets": "target_sets"}
@@ -83,7 +84,9 @@ def planned(overrides: list[str]) -> Plan:
         common["images"] = count(first)
     choices = [{"source": name, "targets": [name], **common} for name in names]
     chosen = [(Cell(composer(choice)), choice) for choice in choices]
-    return Plan(file_stem("accuracy", overrides), DEFINITION, chosen, kept)
+    given = [text for text in overrides if text.partition("=")[0] not in ELSEWHERE]
+    definition = DEFINITION | {"overrides": list(overrides), "kept": given}
+    return Plan(file_stem("accuracy", overrides), definition, chosen, kept)
 
 
 def main() -> None:

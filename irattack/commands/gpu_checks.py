@@ -1,6 +1,7 @@
 """What `make gpu` checks: that a GPU computes what a CPU does, every time alike, and how fast."""
 
 import contextlib
+import shutil
 import time
 from collections.abc import Iterator
 from functools import cache
@@ -14,6 +15,7 @@ from omegaconf import DictConfig
 from PIL import Image
 from torch import Tensor, nn
 
+from irattack.attacks import philox
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.randomness import Draws
 from irattack.data import photos
@@ -60,6 +62,7 @@ class Lab:
     def __init__(self, cfg: DictConfig, attack: str, where: str, *given: str):
         source, count = cfg.checks.source, cfg.checks.images
         overrides = [f"attack={attack}", f"source={source}", f"device={where}", *given]
+        overrides += ["benchmark.generator=philox"]  # of the paper's scale, drawn on the device
         self.cell = Cell(compose("config", overrides=[*overrides, "benchmark.sources=[]"]))
         prepare(self.cell.cfg)
         self.images = crops(count)
@@ -132,6 +135,9 @@ def noise(cfg: DictConfig) -> Found:
     def drawn(lab: Lab, count: int | None = None) -> Tensor:
         return samples.noise(lab.x[:count], lab.images.ids[:count], 1, Draws(0)).cpu()
 
+    if here.x.is_cuda:
+        found = philox.on_cuda([(1, 2)], 2, here.x.device)
+        demand(found is not None, "Triton cannot compile: the noise is drawn on the CPU and copied")
     ours, sigma = drawn(here), samples.sigma
     demand(torch.equal(ours[:1], drawn(here, 1)), "the noise of an image depends on its batch")
     mean, std = float(ours.mean()) / sigma, float(ours.std()) / sigma
@@ -223,6 +229,8 @@ def tuned(cfg: DictConfig) -> Found:
 def trial(cfg: DictConfig) -> Found:
     """The pipeline at full size: its rate, its memory, and the same bits in a second run."""
     cell = trial_cell(cfg)
+    for folder in (cell.root / "results" / cell.label, cell.steps_folder):
+        shutil.rmtree(folder, ignore_errors=True)  # of an earlier run, or of another machine
     where = device(cell.cfg)
     begin = time.perf_counter()
     ensure(Results(cell))

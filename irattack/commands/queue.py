@@ -70,7 +70,7 @@ def queue() -> dict[Promise, Task]:
     done = subprocess.run([*command, "--format=%F|%K|%t|%o"], capture_output=True, text=True)
     if done.returncode:
         why = " ".join(done.stderr.split())[-200:]
-        raise InputError(f"Slurm's squeue does not answer ({why}); try again when it does.")
+        raise InputError(f"Slurm's squeue does not answer ({why}); what is queued is not known.")
     found: dict[Promise, Task] = {}
     lists: dict[Path, list[list[Promise]]] = {}
     for line in done.stdout.splitlines():

@@ -27,6 +27,7 @@ from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.pipeline.cell import Cell, attack_of
+from irattack.pipeline.counting import readings
 from irattack.pipeline.job import jobs_of
 from irattack.pipeline.settings import settings_of
 
@@ -123,18 +124,18 @@ def network(name: str, cells: list[Cell], trained: bool) -> str:
 
 def images(cell: Cell) -> str:
     """Lists the candidates and reads as many as are attacked; or all, if they are chosen."""
-    from hydra.utils import instantiate
-
     from irattack.pipeline.images import check_classes, drawn, images_of, listing
 
     cfg = cell.cfg
     if listing(cell) is not None:
         return f"{len(images_of(cell))} chosen before, unchanged"
-    candidates = instantiate(cfg.benchmark.data)
+    found = readings(cfg.benchmark.data)
+    candidates = next(iter(found.values()))
     count = min(cfg.images, len(candidates))
     if count < cfg.images:
         raise InputError(f"images={cfg.images}: there are only {count}; use images={count}.")
-    check_classes(cell, networks(cell), candidates.ids, candidates.labels)
+    if len(found) == 1:  # else a network decides, when images are chosen
+        check_classes(cell, networks(cell), candidates.ids, candidates.labels)
     order = drawn(candidates.ids, cfg.seed)[:count]
     for start in range(0, count, cfg.block):
         candidates.take(order[start : start + cfg.block])

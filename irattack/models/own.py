@@ -68,6 +68,11 @@ def check_batch(net: nn.Module, x: Tensor, y: Tensor) -> None:
         raise InputError(
             f"x: is {given}; expected a floating-point tensor of images, (B, C, H, W) in [0, 1]."
         )
+    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    if kinds and x.dtype not in kinds:
+        raise InputError(
+            f"x: is {x.dtype}, and the network has {' and '.join(map(str, kinds))}; convert one."
+        )
     low, high = x.min().item(), x.max().item()
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
         raise InputError(

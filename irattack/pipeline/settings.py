@@ -70,7 +70,7 @@ class Benchmark(Strict):
     grid: Whole
     copies: Whole
     sigma: AtLeast0
-    generator: one_of("mt19937", "philox") = "mt19937"  # type: ignore[valid-type]
+    generator: one_of("mt19937", "philox")  # type: ignore[valid-type]
     relaxed: Relaxed
     kernel: Odd
     threads: Whole

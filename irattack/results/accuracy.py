@@ -107,7 +107,7 @@ def write(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
     doubts = [doubt(row, facts(cell)) for row, cell in zip(rows, cells, strict=True)]
     remarks = [caption, *(text for text in doubts if text)]
     files = {f"{name}.csv": pd.DataFrame(rows)}
-    return publish(cells, name, definition["title"], [lines], remarks, files)
+    return publish(cells, name, definition, [lines], remarks, files)
 
 
 def facts(cell: Cell) -> dict[str, Any]:

@@ -34,6 +34,7 @@ class Record(BaseModel):
 
     Attributes:
         name: of its yaml.
+        target: of the Makefile, that makes it.
         called: of its files; it has the settings of the command line.
         overrides: those settings.
         kept: those of them that change what is measured.
@@ -45,6 +46,7 @@ class Record(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="forbid")
     name: str
+    target: str
     called: str
     kind: Kind
     title: str
@@ -63,13 +65,18 @@ class Record(BaseModel):
         """What makes it again."""
         machine = ("device", "threads", "shard", "cache.steps")
         given = [text for text in self.overrides if text.split("=")[0] not in machine]
-        return command(self.name, given)
+        return command(self.target, given)
 
 
-def command(name: str, overrides: Sequence[str] = ()) -> str:
+def target(definition: Definition) -> str:
+    """What the Makefile calls the making of a table or figure."""
+    return definition.get("target", f"reproduce-{definition['name']}")
+
+
+def command(target: str, overrides: Sequence[str] = ()) -> str:
     """The command that makes a table or figure."""
     extra = f' EXTRA="{" ".join(overrides)}"' if overrides else ""
-    return f"make reproduce-{name}{extra}"
+    return f"make {target}{extra}"
 
 
 def values(cells: Sequence[Cell], name: str) -> str:
@@ -119,6 +126,7 @@ def write(
     )
     record = Record(
         name=definition["name"],
+        target=target(definition),
         called=called,
         kind=kind,
         title=definition["title"],

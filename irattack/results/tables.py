@@ -75,6 +75,8 @@ def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
         for target in cell.targets
     }
     where, pairs = [], []
+    if "less" not in spec and set(paper.rates(table).attack) - {cell.name for cell in cells}:
+        return None  # the best of some of them is another claim
     for (source, target, method), ours in found.items():
         rivals = [
             (success[statistics.chosen_steps(success), range(success.shape[1])].mean(), success)

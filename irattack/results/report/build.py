@@ -1,6 +1,7 @@
 """The report's page, filled."""
 
 import base64
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -11,10 +12,11 @@ import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from irattack.errors import InputError
 from irattack.pipeline.cell import Cell
 from irattack.results import headline
 from irattack.results.headline import Claim, Printed
-from irattack.results.record import Definition, Record, command
+from irattack.results.record import Definition, Record, command, target
 from irattack.results.report import charts, gallery, tables
 
 FOLDER = Path(__file__).parent
@@ -95,7 +97,9 @@ class Entry:
         """Images, where their steps are on the disk and are still this table's."""
         if self.stale or self.record.kind == "figures":
             return None
-        return gallery.of_cells(self.cells)
+        with contextlib.suppress(InputError):  # images have changed; whoever uses them is told
+            return gallery.of_cells(self.cells)
+        return None
 
 
 @dataclass(frozen=True)
@@ -137,7 +141,7 @@ class Report:
         for definition in self.missing:
             for spec in definition.get("claims", []):
                 printed = headline.printed(spec, definition.get("paper"))
-                lines.append(Line(spec["says"], command(definition["name"]), paper=printed))
+                lines.append(Line(spec["says"], command(target(definition)), paper=printed))
         return sorted(lines, key=lambda line: place(line.command.split("-", 1)[1]))
 
     def of_kind(self, kind: str) -> list[Entry]:
