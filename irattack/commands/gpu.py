@@ -139,8 +139,8 @@ def gpu(cfg: DictConfig) -> tuple[str, bool]:
     Raises:
         InputError: a part that there is not, no time, or no such device.
     """
-    parts = [cfg.parts] if isinstance(cfg.parts, str) else cfg.parts
-    for name in parts:
+    chosen = [cfg.parts] if isinstance(cfg.parts, str) else cfg.parts
+    for name in chosen:
         if name not in PARTS:
             raise unknown("parts", name, PARTS, f"expected some of {', '.join(PARTS)}")
     minutes = number(cfg.minutes)
@@ -158,7 +158,7 @@ def gpu(cfg: DictConfig) -> tuple[str, bool]:
         "settings": OmegaConf.to_container(cfg, resolve=True),
         "parts": parts,
     }
-    for name in parts:
+    for name in chosen:
         left = end - time.perf_counter()
         if left > 0:
             print(f"gpu: {name} …", file=sys.stderr, flush=True)
