@@ -68,17 +68,17 @@ def check_batch(net: nn.Module, x: Tensor, y: Tensor) -> None:
         raise InputError(
             f"x: is {given}; expected a floating-point tensor of images, (B, C, H, W) in [0, 1]."
         )
-    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
-    if kinds and x.dtype not in kinds:
-        raise InputError(
-            f"x: is {x.dtype}, and the network has {' and '.join(map(str, kinds))}; convert one."
-        )
     low, high = x.min().item(), x.max().item()
     if not (low >= -ROUNDING and high <= 1 + ROUNDING):  # NaN, too
         raise InputError(
             f"x: has values from {low:.3g} to {high:.3g}; expected images in [0, 1]. Divide 8-bit "
             "ones by 255, and put a normalisation into the network: "
             "models.Network(body, mean, std, size)."
+        )
+    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    if kinds and x.dtype not in kinds:
+        raise InputError(
+            f"x: is {x.dtype}, and the network has {' and '.join(map(str, kinds))}; convert one."
         )
     whole = isinstance(y, Tensor) and y.dtype in (torch.int64, torch.int32, torch.uint8)
     if not whole or y.shape != x.shape[-4:-3]:
