@@ -218,6 +218,7 @@ def test_networks_of_imagenet_are_as_accurate_as_published(
 ) -> None:
     names = ["squeezenet", "mobilenet_v1", "mobilenet_edgetpu", "efficientnet_lite0"]
     monkeypatch.setenv(OWN, str(CONF.parent / "scripts" / "evidence"))
+    monkeypatch.delitem(sys.modules, "networks", raising=False)  # another test's
     monkeypatch.syspath_prepend(str(SHARED))
     given = {
         "benchmark": "compact",

@@ -1,6 +1,7 @@
 """The networks of scripts/evidence, and tables on benchmarks other than photos."""
 
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -27,6 +28,7 @@ UNTRAINED = ["pretrained=false", "benchmark.sources=[]"]
 def compact(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     register_resolvers()
     monkeypatch.setenv(OWN, str(EVIDENCE))
+    monkeypatch.delitem(sys.modules, "networks", raising=False)  # another test's
     monkeypatch.syspath_prepend(str(SHARED))
     for kept in (zoo.owner, zoo.shared, zoo._card):
         kept.cache_clear()

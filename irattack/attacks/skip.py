@@ -41,7 +41,7 @@ def branches(model: nn.Module, facts: dict | None) -> list[tuple[nn.Module, dict
 
 def check(facts: dict, rule: "SkipGradient") -> None:
     """Raises InputError if the facts on a network's skips lack what a rule needs."""
-    needed = ["branches", *(["relus", "root"] if rule.one_graph else [])]
+    needed = ["relus", "root"] if rule.one_graph else ["branches"]
     needed += ["gamma"] if rule.gamma is None else []
     if missing := [name for name in needed if name not in facts]:
         raise InputError(
@@ -87,9 +87,10 @@ class SkipGradient:
                 attach = self._authors if self.rule == "authors" else self._exact
                 handles += attach(network, facts, gamma)
                 if not handles:
+                    fact = "relus" if self.one_graph else "branches"
                     raise InputError(
-                        f"attack: no module of the source matches skip.branches="
-                        f"{facts['branches']!r}; correct the pattern in the model's yaml."
+                        f"attack: no module of the source matches skip.{fact}={facts[fact]!r}; "
+                        "correct the pattern in the model's yaml."
                     )
             yield
         finally:
