@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import Composer, composed, hydra
 from irattack.commands.launch import divided
-from irattack.commands.plans import ELSEWHERE, Plan, file_stem
+from irattack.commands.plans import Plan, file_stem, given_by
 from irattack.commands.reproduce import reproduce
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
@@ -65,7 +65,7 @@ def planned(overrides: list[str]) -> Plan:
     named = {text.partition("=")[0]: text.partition("=")[2] for text in overrides}
     if "jobs" in named:
         raise InputError("jobs=…: accuracy measures one thing; leave it out.")
-    kept = [
+    of_cells = [
         text
         for text in overrides
         if text.partition("=")[0] not in (*ROLES, "benchmark.sources", "benchmark.source_sets")
@@ -74,7 +74,7 @@ def planned(overrides: list[str]) -> Plan:
     names = networks(benchmark, {role: named[role] for role in ROLES if role in named})
     if not names:
         raise InputError(f"benchmark={benchmark.name}: names no network; give source=….")
-    composer = Composer(kept)
+    composer = Composer(of_cells)
     common: dict[str, Any] = {
         "benchmark.sources": [],
         "jobs": [{"_target_": "irattack.pipeline.sources.Accuracy"}],
@@ -84,9 +84,8 @@ def planned(overrides: list[str]) -> Plan:
         common["images"] = count(first)
     choices = [{"source": name, "targets": [name], **common} for name in names]
     chosen = [(Cell(composer(choice)), choice) for choice in choices]
-    given = [text for text in overrides if text.partition("=")[0] not in ELSEWHERE]
-    definition = DEFINITION | {"overrides": list(overrides), "kept": given}
-    return Plan(file_stem("accuracy", overrides), definition, chosen, kept)
+    definition = DEFINITION | given_by(overrides)
+    return Plan(file_stem("accuracy", overrides), definition, chosen, of_cells)
 
 
 def main() -> None:

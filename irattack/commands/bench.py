@@ -41,9 +41,8 @@ from irattack.models import zoo
 from irattack.models.network import networks
 from irattack.pipeline import files, speed
 from irattack.pipeline.artifact import provenance
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.compute import build, device, prepare, without_tf32
-from irattack.pipeline.worker import attack_of
 
 
 def per_image(

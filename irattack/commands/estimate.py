@@ -12,7 +12,6 @@ import sys
 from dataclasses import dataclass
 
 import torch
-from hydra.utils import instantiate
 from tabulate import tabulate
 from tqdm import tqdm
 
@@ -21,7 +20,7 @@ from irattack.commands.disk import cache_speed
 from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline import speed
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.compute import build, device, prepare
 from irattack.pipeline.job import Job
 from irattack.pipeline.measures import OfAttack
@@ -59,9 +58,8 @@ def timed(cells: list[Cell], least: float) -> Speeds:
 
 def attack_seconds(cell: Cell, speeds: Speeds) -> float:
     """Forward and backward passes of the attack."""
-    attack = cell.steps_facts["attack"]
-    probes = speed.probes(instantiate(attack))
-    return cell.cfg.images * attack["steps"] * probes / speeds.probe[cell.cfg.source]
+    attack = attack_of(cell)
+    return cell.cfg.images * attack.steps * speed.probes(attack) / speeds.probe[cell.cfg.source]
 
 
 def evaluation_seconds(cell: Cell, speeds: Speeds) -> float:
@@ -72,7 +70,7 @@ def evaluation_seconds(cell: Cell, speeds: Speeds) -> float:
 
 def cache_bytes(cell: Cell, ratio: float) -> float:
     """Of the step cache, for cache.steps as it is set."""
-    return cell.cfg.images * len(cell.kept) * 3 * cell.cfg.benchmark.size**2 * ratio
+    return cell.steps_bytes * ratio
 
 
 Work = dict[tuple, tuple[float, float, float, float]]

@@ -21,9 +21,8 @@ from irattack.attacks.randomness import Draws
 from irattack.data import photos
 from irattack.data.classes import synsets
 from irattack.data.images import Images
-from irattack.pipeline import speed
-from irattack.pipeline import tuning as pace
-from irattack.pipeline.cell import Cell
+from irattack.pipeline import speed, tuning
+from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.codec import read_frames
 from irattack.pipeline.compute import build, device, prepare, to_device
 from irattack.pipeline.images import images_of
@@ -31,7 +30,7 @@ from irattack.pipeline.job import ensure
 from irattack.pipeline.memory import MicroBatch, peak, release
 from irattack.pipeline.results import Results
 from irattack.pipeline.steps import of_shard
-from irattack.pipeline.worker import Worker, attack_of
+from irattack.pipeline.worker import Worker
 
 PIECES = ("pgd", "mi", "vr", "sgm", "ti", "di", "ir", "maskaug", "ironly", "relaxed", "hybridir")
 TOLERANCE = 1e-3  # ‖a − b‖₂ / ‖b‖₂ of gradients in float32 on two devices, all images together
@@ -215,7 +214,7 @@ def trial_cell(cfg: DictConfig, *given: str) -> Cell:
 
 def tuned(cfg: DictConfig) -> Found:
     """What `auto` finds for the source of the trial, without SGM so that it may be compiled."""
-    found = pace.tuned(trial_cell(cfg, "attack=ir"))
+    found = tuning.tuned(trial_cell(cfg, "attack=ir"))
     best = found.rates[str(found.micro_batch)]
     return {
         "micro-batch": found.micro_batch,

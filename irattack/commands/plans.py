@@ -180,8 +180,7 @@ def cells_of(
 
 def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
     """What a table or figure consists of. Hydra must be initialised."""
-    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
-    definition = load_definition(name) | {"overrides": list(overrides), "kept": kept}
+    definition = load_definition(name) | given_by(overrides)
     if missing := [key for key in ("title", "cells") if key not in definition]:
         has = ", ".join(key for key in definition if key != "name")
         raise InputError(f"{definitions()[name]}: lacks {' and '.join(missing)}; it has {has}.")
@@ -210,8 +209,14 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
 
 def file_stem(name: str, overrides: list[str]) -> str:
     """How the files of a table are called: its name, and the settings that change its numbers."""
-    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    kept = given_by(overrides)["kept"]
     return "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+
+
+def given_by(overrides: list[str]) -> dict[str, list[str]]:
+    """What the record of a table says of them: all, and those that change its numbers."""
+    kept = [text for text in overrides if text.split("=")[0] not in ELSEWHERE]
+    return {"overrides": list(overrides), "kept": kept}
 
 
 def plans(overrides: list[str]) -> dict[str, Plan]:

@@ -162,10 +162,7 @@ def output(cells: list[Cell]) -> str:
             f"output={cells[0].cfg.output}: {there} cannot be written; choose another folder."
         )
     free = shutil.disk_usage(there).free
-    most = sum(
-        cell.cfg.images * len(cell.kept) * 3 * cell.cfg.benchmark.size**2
-        for cell in {cell.key: cell for cell in cells}.values()
-    )
+    most = sum(cell.steps_bytes for cell in {cell.key: cell for cell in cells}.values())
     said = (
         f"{folder}, {free / 1e9:.1f} GB free; the steps of all cells take {most / 1e9:.3g} GB, "
         "compressed about a quarter of that"

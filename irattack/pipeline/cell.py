@@ -103,6 +103,11 @@ class Cell:
         """The folder of the step cache."""
         return self.root / "steps" / self.label
 
+    @property
+    def steps_bytes(self) -> int:
+        """Of the steps that stay on disk, before they are compressed."""
+        return self.cfg.images * len(self.kept) * 3 * self.cfg.benchmark.size**2
+
     def identity(self, model: str) -> dict[str, Any]:
         """What decides a model's outputs."""
         cfg = self.cfg
