@@ -26,6 +26,7 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import Choice, images_of, listing, manifest
 from irattack.pipeline.job import ensure, jobs_of
 from irattack.pipeline.statistics import wilson
+from irattack.results import record as records
 from irattack.results.accuracy import doubt, facts, record
 
 SHARED = Path(__file__).parents[2] / "shared" / "imagenet"
@@ -130,6 +131,10 @@ def test_the_command_and_its_second_call(
     assert re.search(r"VGG-16\s+8\s+[\d.]+ \[[\d.]+, [\d.]+\]", first)
     (path,) = (tmp_path / "photos" / "tables").glob("accuracy-*.csv")
     assert list(pd.read_csv(path).network) == ["alexnet", "vgg16"]
+
+    (made,) = records.read(tmp_path / "photos")
+    assert made.command.startswith('make accuracy EXTRA="source=alexnet targets=vgg16 images=8')
+    assert made.kept == ["source=alexnet", "targets=vgg16", "images=8"]
 
     def never(*_: object) -> None:
         raise AssertionError("the second call must answer from the disk")

@@ -154,6 +154,10 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"norm": "l3"}, "norm=l3: did you mean l2"),
     ({"net": nn.Sequential(nn.Flatten(), nn.Linear(192, 1).double())}, "of two classes or more"),
     ({"net": nn.Flatten(0)}, r"gives a tensor \(192,\) for one image"),
+    (
+        {"net": nn.Sequential(nn.Flatten(), nn.Linear(192, 2))},
+        r"net: fails on one image, .*float64",
+    ),
     ({"how": "sgm"}, "SGM needs a source with skip connections"),
 ]
 

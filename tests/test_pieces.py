@@ -27,7 +27,7 @@ from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.models import zoo
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, attack_of
 
 NORMS: list[Norm] = [Linf(16 / 255, 2 / 255), L2(16 / 255, 40.0)]
 
@@ -52,6 +52,31 @@ def test_neutral_values_give_pgd(norm: Norm, smooth: nn.Module, images: Tensor) 
         assert torch.equal(run(attack, smooth, images), pgd)
     still = Attack(norm, 5, samples=GaussianNoise(3, 0.0))
     torch.testing.assert_close(run(still, smooth, images), pgd, rtol=0, atol=1e-10)
+
+
+def test_irmax_raises_what_ir_lowers(smooth: nn.Module, images: Tensor) -> None:
+    """From one δ their gradients lie on either side of PGD's, as far away."""
+    register_resolvers()
+    rule = f"{Momentum.__module__}.Momentum"  # m is the gradient itself
+    given = ["grid=4", "cells=4", "lam=0.7", "start=zero"]
+    given += [f"+attack.accumulate._target_={rule}", "+attack.accumulate.rule=none"]
+    y, ids = smooth(images).argmax(dim=1), [str(i) for i in range(len(images))]
+    delta, zero, g = 0.01 * images, torch.zeros_like(images), {}
+    for name in ("pgd", "ir", "irmax"):
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            made = attack_of(Cell(compose("config", overrides=[f"attack={name}", *given])))
+        _, g[name] = made.update(smooth, images, y, delta, zero, ids, 1, Draws(0))
+    assert not torch.allclose(g["ir"], g["pgd"])
+    torch.testing.assert_close(g["ir"] - g["pgd"], g["pgd"] - g["irmax"])
+
+
+def test_irmax_starts_where_ir_does() -> None:
+    register_resolvers()
+    x = torch.rand(2, 3, 8, 8)
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        for name, still in {"ir": True, "irmax": True, "pgd": False}.items():
+            made = attack_of(Cell(compose("config", overrides=[f"attack={name}"])))
+            assert (made.first(x, ["a", "b"], Draws(0)) == 0).all() == still
 
 
 @pytest.mark.parametrize("norm", NORMS)

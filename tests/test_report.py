@@ -233,6 +233,8 @@ def test_a_claim_against_the_best_of_the_others(root: Path) -> None:
     best = tables.judge(one.cells, {"says": "", "more": "ir", "norm": "linf"}, 1)
     assert alone == best  # PGD is the only other
     assert tables.judge(one.cells, {"says": "", "more": "mi", "norm": "linf"}, 1) is None
+    fewer = tables.judge(one.cells, {"says": "", "more": "ir", "norm": "linf"}, 3)
+    assert fewer is None  # the paper's Table 3 has rivals that are not there
 
 
 def test_mean_gain_is_of_each_images_mean_difference() -> None:

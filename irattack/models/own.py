@@ -47,13 +47,26 @@ def classifier(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[nn.Module]:
     try:
         model = net if isinstance(net, Network | Ensemble) else Classifier(net).eval()
         with torch.no_grad():
-            check_logits(model(x.flatten(0, -4)[:1]), y)
+            check_logits(_tried(model, x.flatten(0, -4)[:1]), y)
         yield model
     finally:
         for parameter in trained:
             parameter.requires_grad_(True)
         for module, training in modes:
             module.training = training
+
+
+def _tried(model: nn.Module, image: Tensor) -> Tensor:
+    try:
+        return model(image)
+    except InputError:
+        raise
+    except Exception as error:  # of code that is not ours
+        why = " ".join(str(error).split())[:200]
+        raise InputError(
+            f"net: fails on one image, {image.dtype} {tuple(image.shape)} ({why}); give images of "
+            "the size and kind of number that it takes."
+        ) from error
 
 
 def check_batch(net: nn.Module, x: Tensor, y: Tensor) -> None:
@@ -74,11 +87,6 @@ def check_batch(net: nn.Module, x: Tensor, y: Tensor) -> None:
             f"x: has values from {low:.3g} to {high:.3g}; expected images in [0, 1]. Divide 8-bit "
             "ones by 255, and put a normalisation into the network: "
             "models.Network(body, mean, std, size)."
-        )
-    kinds = {p.dtype for p in net.parameters() if p.is_floating_point()}
-    if kinds and x.dtype not in kinds:
-        raise InputError(
-            f"x: is {x.dtype}, and the network has {' and '.join(map(str, kinds))}; convert one."
         )
     whole = isinstance(y, Tensor) and y.dtype in (torch.int64, torch.int32, torch.uint8)
     if not whole or y.shape != x.shape[-4:-3]:
