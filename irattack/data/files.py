@@ -68,7 +68,7 @@ def candidates(
         raise InputError(f"benchmark.data.size={size}: expected a number of pixels from 1 on.")
     if counting is not None and (type(counting) is not int or counting not in (0, 1)):
         raise InputError(f"benchmark.data.counting={counting}: expected 0, 1 or null.")
-    root, known = Path(os.path.expanduser(str(folder))), Classes.of(classes)
+    root = Path(os.path.expanduser(str(folder)))
     file = root / TEST_BATCH if (root / TEST_BATCH).is_file() else None
     if not file and (root.is_file() or not any(listed(root))):
         file = array_file(root)
@@ -82,7 +82,7 @@ def candidates(
             f"benchmark.data.counting={counting}: the names in {folder} say the classes, nothing "
             "is counted; leave it out."
         )
-    wanted = None
+    known, wanted = Classes.of(classes), None  # after the folder: those of ImageNet take seconds
     if file:
         pixels, labels = labelled_pixels(file, known.count, counting or 0)
         ids = files = [f"{file.stem}-{i}" for i in range(len(labels))]
