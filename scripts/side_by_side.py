@@ -43,7 +43,8 @@ def work(network: str, images: int, micro_batch: int, precision: str, threads: i
             size = cell.cfg.benchmark.size
             x = torch.rand(images, 3, size, size, generator=generator)
             y, ids = torch.zeros(images, dtype=torch.long), [f"image-{i}" for i in range(images)]
-            steps = perturbations(attack, model, x, y, ids, Draws(0), micro_batch)
+            off_zero = (torch.rand_like(x) - 0.5) / 255  # at δ = 0 the interaction has no probes
+            steps = perturbations(attack, model, x, y, ids, Draws(0), micro_batch, off_zero)
             for _ in range(attack.recorded.start == 0):
                 next(steps)
             start = time.perf_counter()
