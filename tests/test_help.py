@@ -72,6 +72,10 @@ def test_ls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = ls.ls(kind, []).splitlines()
         assert all(len(line.split()) > 1 for line in lines if line), kind  # each says something
     assert "Table 1: success" in ls.ls("tables", [])
+    kinds = dict(line.split(maxsplit=1) for line in ls.everything([]).splitlines())
+    assert kinds.keys() == ls.KINDS.keys()
+    assert {"pgd", "hybridir"} < {*kinds["attacks"].split()}
+    assert kinds["models"].split() == zoo.names("photos")
     assert "densenet121.tv_in1k" in ls.ls("models", ["benchmark=nips2017"])
 
 

@@ -1,9 +1,9 @@
 """The names that a setting or a command takes, with what their yamls say of them.
 
-    irattack ls tables|attacks|pieces|models|benchmarks|norms|protocols [name=value …]
+    irattack ls [tables|attacks|pieces|models|benchmarks|norms|protocols] [name=value …]
 
-Models are those of a benchmark (`irattack ls models benchmark=imagenet`). Yamls of your own are
-listed with `--config-dir=FOLDER`.
+Without a kind, the names of all kinds. Models are those of a benchmark (`irattack ls models
+benchmark=imagenet`). Yamls of your own are listed with `--config-dir=FOLDER`.
 """
 
 import re
@@ -38,8 +38,22 @@ def ls(kind: str, overrides: list[str]) -> str:
         raise unknown("ls", kind, KINDS)
     if kind == "models":
         return models(benchmark(overrides))
+    return aligned([[name, said(path)] for name, path in listed(kind).items()])
+
+
+def everything(overrides: list[str]) -> str:
+    """A line for each kind, with the names of it."""
+    names = {
+        kind: zoo.names(benchmark(overrides)) if kind == "models" else listed(kind)
+        for kind in KINDS
+    }
+    return aligned([[kind, " ".join(names[kind])] for kind in KINDS])
+
+
+def listed(kind: str) -> dict[str, Path]:
+    """The yamls of a kind, by name."""
     paths = definitions() if kind == "tables" else yamls(*KINDS[kind])
-    return aligned([[name, said(path)] for name, path in sorted(paths.items()) if name != "base"])
+    return {name: path for name, path in sorted(paths.items()) if name != "base"}
 
 
 def said(path: Path) -> str:
@@ -78,12 +92,12 @@ def aligned(rows: list[list[str]]) -> str:
 
 
 def main() -> None:
-    """Prints the names of a kind, or the kinds."""
+    """Prints the names of a kind, or of all."""
     tidy_arguments()
     with one_sentence():
         words = sys.argv[1:]
         kinds = [word for word in words if "=" not in word and word[0] != "-"]
-        if len(kinds) != 1:
-            given = f"ls {' '.join(kinds)}".rstrip()
-            raise InputError(f"{given}: expected one of {', '.join(KINDS)}.")
-        print(ls(kinds[0], [word for word in words if "=" in word and word[0] != "-"]))
+        overrides = [word for word in words if "=" in word and word[0] != "-"]
+        if len(kinds) > 1:
+            raise InputError(f"ls {' '.join(kinds)}: expected one of {', '.join(KINDS)}.")
+        print(ls(kinds[0], overrides) if kinds else everything(overrides))

@@ -141,7 +141,8 @@ def main(work: Callable[[dict[str, Plan]], str] = status) -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        print(work(plans([word for word in sys.argv[1:] if word[0] != "-"])))
+        given = [word for word in sys.argv[1:] if word[0] != "-"]
+        print(f"With {' '.join(given) or 'the default settings'}:\n\n{work(plans(given))}")
 
 
 def clean() -> None:
