@@ -1,0 +1,47 @@
+"""`make docs`: the documentation as pages that open from the disk and ask the network for nothing.
+
+    python -m scripts.docs [FOLDER]
+
+mkdocs.yml is what Zensical is told, docs/ the text; signatures and docstrings are read from the
+code. A warning of any kind ends the build. The font of the equations, STIX Two Math, is that of the
+package ziamath.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+ROOT = Path(__file__).parents[1]
+FONT = "fonts/STIXTwoMath-Regular.ttf"
+
+
+def build(folder: Path = ROOT / "site") -> Path:
+    """Builds the site into a folder, and returns its first page.
+
+    Raises:
+        SystemExit: a link that leads nowhere, an object that there is not, a docstring that says
+            what the code does not; all of them are named.
+    """
+    spec = find_spec("ziamath")
+    if spec is None or spec.origin is None:
+        raise SystemExit("The packages of the docs are missing: `uv sync --group docs`.")
+    shutil.rmtree(ROOT / ".cache", ignore_errors=True)  # what it knows of is not warned of again
+    command = [sys.executable, "-m", "zensical", "build", "--strict", "--clean"]
+    environment = os.environ | {"NO_COLOR": "1"}
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
+    said = (done.stdout + done.stderr).partition("Traceback")[0]  # of a strict build: no news
+    if done.returncode or "griffe:" in said or "WARNING" in said:
+        raise SystemExit(said)
+    made = ROOT / "site"
+    shutil.copy(Path(spec.origin).parent / FONT, made)
+    if folder != made:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.move(made, folder)
+    return folder / "index.html"
+
+
+if __name__ == "__main__":
+    print(f"Open {build(*map(Path, sys.argv[1:2]))}")

@@ -1,0 +1,51 @@
+"""A Markdown extension of `make docs`: $…$ and $$…$$ become MathML, which browsers draw themselves.
+
+A page thus needs no script and no network for its equations, and Markdown's readers elsewhere see
+the LaTeX that they know.
+"""
+
+import re
+import xml.etree.ElementTree as etree
+from typing import Any
+
+from latex2mathml.converter import convert
+from markdown import Markdown
+from markdown.extensions import Extension
+from markdown.inlinepatterns import InlineProcessor
+
+BLOCK = r"(?s)\$\$(.+?)\$\$"
+TAG = re.compile(r"\\tag\{(.+?)\}")  # latex2mathml would set it beside the equation
+INLINE = r"(?s)(?<![\\$\w])\$(?![\s$])(.+?)(?<![\s\\])\$(?![\d$])"
+
+
+class Math(InlineProcessor):
+    """Converts what a pattern finds; code is found before it and stays as it is."""
+
+    def __init__(self, pattern: str, md: Markdown, display: str):
+        super().__init__(pattern, md)
+        self.display = display
+
+    def handleMatch(  # type: ignore[override]  # noqa: N802
+        self, m: re.Match[str], data: str
+    ) -> tuple[str, int, int]:
+        """The MathML, kept from what Markdown does to text."""
+        found = convert(" ".join(TAG.sub("", m[1]).split()), display=self.display)
+        if (tag := TAG.search(m[1])) is not None:
+            found = f'<div class="equation">{found}<span>({tag[1]})</span></div>'
+        etree.fromstring(found)  # a page that is not well-formed ends the build
+        return self.md.htmlStash.store(found), m.start(0), m.end(0)
+
+
+class MathML(Extension):
+    """Equations as MathML."""
+
+    def extendMarkdown(self, md: Markdown) -> None:  # noqa: N802
+        """Before escapes (180) and emphasis, after code (190); _ is a subscript, * is emphasis."""
+        md.inlinePatterns.deregister("em_strong2")
+        md.inlinePatterns.register(Math(BLOCK, md, "block"), "math block", 186)
+        md.inlinePatterns.register(Math(INLINE, md, "inline"), "math", 185)
+
+
+def makeExtension(**settings: Any) -> MathML:  # noqa: N802
+    """What Markdown calls."""
+    return MathML(**settings)
