@@ -1,7 +1,5 @@
 """`make docs`: the documentation as pages that open from the disk and ask the network for nothing.
 
-    python -m scripts.docs [FOLDER]
-
 mkdocs.yml is what Zensical is told, docs/ the text; signatures and docstrings are read from the
 code. A warning of any kind ends the build. The font of the equations, STIX Two Math, is that of the
 package ziamath.
@@ -18,8 +16,8 @@ ROOT = Path(__file__).parents[1]
 FONT = "fonts/STIXTwoMath-Regular.ttf"
 
 
-def build(folder: Path = ROOT / "site") -> Path:
-    """Builds the site into a folder, and returns its first page.
+def build() -> Path:
+    """Builds site/, and returns its first page.
 
     Raises:
         SystemExit: a link that leads nowhere, an object that there is not, a docstring that says
@@ -36,13 +34,9 @@ def build(folder: Path = ROOT / "site") -> Path:
         said = said.partition("Traceback")[0]  # which tells of --strict alone
     if done.returncode or "griffe:" in said or "WARNING" in said:
         raise SystemExit(said)
-    made = ROOT / "site"
-    shutil.copy(Path(spec.origin).parent / FONT, made)
-    if folder != made:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.move(made, folder)
-    return folder / "index.html"
+    shutil.copy(Path(spec.origin).parent / FONT, ROOT / "site")
+    return ROOT / "site" / "index.html"
 
 
 if __name__ == "__main__":
-    print(f"Open {build(*map(Path, sys.argv[1:2]))}")
+    print(f"Open {build()}")
