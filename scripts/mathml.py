@@ -26,7 +26,7 @@ class Math(InlineProcessor):
         super().__init__(pattern, md)
         self.display = display
 
-    def handleMatch(  # type: ignore[override]  # noqa: N802
+    def handleMatch(  # noqa: N802
         self, m: re.Match[str], data: str
     ) -> tuple[str, int, int]:
         """The MathML, kept from what Markdown does to text."""
@@ -40,7 +40,7 @@ class Math(InlineProcessor):
 class Underscore(InlineProcessor):
     """An underscore is itself, since docstrings have subscripts; emphasis is by asterisks."""
 
-    def handleMatch(  # type: ignore[override]  # noqa: N802
+    def handleMatch(  # noqa: N802
         self, m: re.Match[str], data: str
     ) -> tuple[str, int, int]:
         """As Markdown writes an escaped character."""
