@@ -13,7 +13,7 @@ LAUNCHER ?=
 
 TABLES := $(sort $(basename $(notdir $(wildcard conf/table/*.yaml conf/figure/*.yaml))))
 
-.PHONY: help setup test lint accuracy bench gpu estimate report status clean clean-cache train-photos reproduce-all
+.PHONY: help setup test lint accuracy bench gpu estimate report docs status clean clean-cache train-photos reproduce-all
 .PHONY: $(TABLES:%=reproduce-%) $(TABLES:%=submit-%) $(TABLES:%=aggregate-%)
 
 help: ## list the targets
@@ -31,6 +31,10 @@ setup: .venv/synced ## install everything into .venv with uv
 
 .venv/networks: .venv/synced # networks and photographs that tests read, for nothing else
 	$(UV) sync --locked --quiet --all-groups --python $(PYTHON)
+	@touch $@
+
+.venv/docs: .venv/synced # what builds the documentation; what other groups installed stays
+	$(UV) sync --locked --quiet --inexact --group docs --python $(PYTHON)
 	@touch $@
 
 test: lint .venv/networks ## lint, then run the tests
@@ -57,6 +61,9 @@ accuracy: setup ## each network's accuracy on the benchmark's images, before any
 report: setup ## one page of all that is on the disk, to outputs/<benchmark>/report/index.html
 	$(RUN) -m irattack report $(EXTRA)
 
+docs: .venv/docs ## the documentation as pages that open from the disk, to site/index.html
+	$(RUN) -m scripts.docs
+
 status: setup ## what of every table and figure is done, in Slurm's queue or broken, and its size
 	$(RUN) -m irattack status $(EXTRA)
 
@@ -64,7 +71,7 @@ clean-cache: setup ## remove what no table or figure needs with these settings
 	$(RUN) -m irattack clean $(EXTRA)
 
 clean: ## remove outputs and caches; .venv stays
-	rm -rf outputs .mypy_cache .ruff_cache .pytest_cache
+	rm -rf outputs site .cache .mypy_cache .ruff_cache .pytest_cache
 
 train-photos: setup ## retrain the networks of benchmark=photos and report their accuracy
 	$(RUN) -m scripts.train_photos $(EXTRA)

@@ -43,7 +43,8 @@ def utilities(
     """v(S) of sets 0 … count − 1 of each image, (B, count) float64.
 
     Args:
-        x, delta: (B, C, H, W), y: (B,).
+        x: (B, C, H, W), as delta.
+        y: (B,).
         sets: called with images and numbers of sets, gives the sets.
         rival: y' of each image (B,); None for the maximum of each S (Section 3.1).
     """

@@ -55,10 +55,12 @@ class Network(nn.Module):
     Args:
         body: maps normalised images (B, 3, size, size) to logits (B, offset + classes), or to
             something that holds them (see `logits_of`).
-        mean, std: per-channel constants of the normalisation, in units of [0, 1] images.
+        mean: of each channel, for the normalisation, in units of [0, 1] images.
+        std: the same.
         size: input side in pixels; images of another size are resized.
         skip: what SGM needs to know of the skip connections; None if there are none.
-        interpolation, crop_pct: how they are resized, see `Resize`.
+        interpolation: how they are resized, see `Resize`.
+        crop_pct: the same.
         offset: how many logits stand before those of the classes, such as a background's.
 
     Attributes:
