@@ -125,9 +125,11 @@ class Progress:
 
     def look(self) -> None:
         """Counts the cells that are done."""
-        done = [i for i in self.waiting if self.lacking[i].written]
-        if done:
-            self.ended = time.monotonic()
+        now = time.monotonic()
+        if len(self.waiting) == len(self.work) and not self.images.written:
+            self.started = now  # to choose the images takes its own time
+        if done := [i for i in self.waiting if self.lacking[i].written]:
+            self.ended = now
             self.waiting = [i for i in self.waiting if i not in done]
 
     @property
