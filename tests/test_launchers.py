@@ -64,10 +64,10 @@ def test_two_processes_make_the_same_files(
     for out in (printed, also):  # neither tables of single cells, nor what Hydra does
         assert out.startswith("Table 1: ")
         assert not re.search(r"^resnet34|HYDRA|Launching|#0|Accuracy", out, re.M)
-    for lines in (err, said):  # of no terminal: no bar
-        assert "\r" not in lines
-        assert lines.startswith("table1: 0 of 4 cells, choosing images…\n")
-        assert re.search(r"^table1: [1-4] of 4 cells", lines, re.M)
+    for told in (err, said):  # of no terminal: no bar
+        assert "\r" not in told
+        assert told.startswith("table1: 0 of 4 cells, choosing images…\n")
+        assert re.search(r"^table1: [1-4] of 4 cells", told, re.M)
     assert len(tables(alone)) == 4
     assert tables(together) == tables(alone)
     logs = sorted((together / "photos/log").glob("*/irattack.log"))

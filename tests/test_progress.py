@@ -73,9 +73,7 @@ def test_cells_are_counted_as_their_artifacts_appear(cells: list[Cell]) -> None:
     assert str(found) == "table1: 3 of 3 cells"
 
 
-def test_the_time_left_is_by_passes(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_time_left_is_by_passes(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     """A pass forward and back counts as three; 2 steps on 2 targets, 8 images."""
     assert [passes(cell) for cell in cells[:2]] == [8 * (3 * 2 + 2 * 2)] * 2
     probes = (passes(cells[2]) / 8 - 2 * 2) / 3 / 2
@@ -109,18 +107,17 @@ def test_lines_where_there_is_no_terminal(
     monkeypatch.setattr(progress, "LOOK_S", 0.01)
     found = Progress("table1", cells)
     with found.shown():
-        for cell, done in zip(cells[:2], (1, 2), strict=True):
-            write(cell, *cell.targets)
-            wait_for(lambda n=done: found.done == n)
+        write(cells[0], *cells[0].targets)
+        wait_for(lambda: found.done == 1)
+        write(cells[1], *cells[1].targets)
+        wait_for(lambda: found.done == 2)
         time.sleep(0.1)
     lines = capsys.readouterr().err.splitlines()  # the second end is within 30 s of the first
     assert lines[0] == "table1: 0 of 3 cells, choosing images…"
     assert lines[1:] == ["table1: 1 of 3 cells, less than 1 min left"]
 
 
-def test_a_warning_stands_above_the_bar(
-    cells: list[Cell], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_warning_stands_above_the_bar(cells: list[Cell], monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     monkeypatch.setattr(sys, "stderr", terminal)
     monkeypatch.setattr(sys, "stdout", terminal)
