@@ -57,8 +57,9 @@ def work(cfg: DictConfig) -> None:
     settings = settings_of(cfg)
     check_data(settings)
     cell = Cell(settings)
+    level = logging.INFO if of_table() else logging.WARNING  # other cells may well use it
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
-        log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+        log.log(level, "%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
     if cfg.precision == "tf32":
