@@ -188,6 +188,11 @@ def test_multirun_and_whole_config(run: Run) -> None:
     status, out, err = run("-m", "attack=ir", "lam=0,1/2", "source=alexnet", *QUICK)
     assert status == 0, err
     assert len(re.findall(r"^alexnet", out, re.M)) == 2
+    assert re.findall(r"^attack=ir lam=\S+ source=alexnet", out, re.M) == [
+        "attack=ir lam=0 source=alexnet",
+        "attack=ir lam=1/2 source=alexnet",
+    ]
+    assert "HYDRA" not in out + err
     status, out, _ = run("attack=ir", "source=alexnet", "--cfg", "job")
     assert status == 0
     assert "${" not in out

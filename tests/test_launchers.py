@@ -59,8 +59,15 @@ def test_two_processes_make_the_same_files(
 
     status, printed, err = make(alone)
     assert status == 0, err
-    status, _, err = make(together, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    assert status == 0, err
+    status, also, said = make(together, "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    assert status == 0, said
+    for out in (printed, also):  # neither tables of single cells, nor what Hydra does
+        assert out.startswith("Table 1: ")
+        assert not re.search(r"^resnet34|HYDRA|Launching|#0|Accuracy", out, re.M)
+    for told in (err, said):  # of no terminal: no bar
+        assert "\r" not in told
+        assert told.startswith("table1: 0 of 4 cells, choosing images…\n")
+        assert re.search(r"^table1: [1-4] of 4 cells", told, re.M)
     assert len(tables(alone)) == 4
     assert tables(together) == tables(alone)
     logs = sorted((together / "photos/log").glob("*/irattack.log"))
@@ -85,8 +92,10 @@ def test_two_processes_make_the_same_files(
     assert named in err
     status, out, err = make(together)
     assert status == 0, err
-    assert "#0 : +cell=l2-resnet34-ir" in out + err
-    assert "#1 : " not in out + err
+    assert "HYDRA" not in out + err
+    launched = (together / "photos/log/irattack.log").read_text().split("Launching")
+    assert "#0 : +cell=l2-resnet34-ir" in launched[-1]
+    assert "#1 : " not in launched[-1]
     assert tables(together) == tables(alone)
     status, out, _ = make(together, aggregate=True)
     assert status == 0

@@ -21,6 +21,7 @@ from hydra.errors import (
     OverrideParseException,
 )
 from omegaconf.errors import OmegaConfBaseException
+from tqdm import tqdm
 
 from irattack.conf import CONF, OWN, PACKAGE, yamls
 from irattack.errors import InputError, unknown
@@ -47,7 +48,7 @@ GROUPS = ("attack", "norm", "benchmark", "protocol", "piece")
 
 def stop(sentence: str, status: int = 2) -> NoReturn:
     """Prints a sentence for the user and ends the program."""
-    print(f"irattack: {sentence}", file=sys.stderr)
+    tqdm.write(f"irattack: {sentence}", file=sys.stderr)  # not behind a bar
     raise SystemExit(status)
 
 

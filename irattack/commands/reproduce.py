@@ -14,6 +14,7 @@ from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import hydra
 from irattack.commands.launch import as_sweep, divided, failures
 from irattack.commands.plans import Plan, definitions, plan
+from irattack.commands.progress import Progress
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
@@ -47,24 +48,25 @@ def lacking(job: Job, names: list[str]) -> str:
     return job.kind if names == [job.kind] else f"target={','.join(names)}"
 
 
-def run(chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[str]) -> None:
-    """Runs the cells of which a job is not done, as one multirun.
+def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[str]) -> None:
+    """Runs the cells of which a job is not done, as one multirun; shows how far the table is.
 
     Slurm may have some of them in its queue already; these are waited for.
     """
+    progress = Progress(name, [cell for cell, _ in chosen])
     if chosen and any(text.startswith("hydra/launcher=") for text in overrides):
         from irattack.commands.submit import Submission
 
         if (submission := Submission(chosen[0][0].root, overrides)).of_slurm:
             with submission.alone() as queued:
                 submission.submit(chosen, queued)
-            return submission.wait()
+            with progress.shown():
+                return submission.wait()
     from irattack.commands.run import job
 
-    choices = [choice for cell, choice in chosen if any(one.missing() for one in jobs_of(cell))]
-    if choices:
+    if choices := [chosen[i][1] for i in progress.waiting]:
         sys.argv = ["irattack", "-m", as_sweep(choices), *overrides]
-        with failures():
+        with progress.shown(), failures():
             job()
 
 
@@ -73,7 +75,7 @@ def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
     failure, name = "", table.definition.get("name", table.called)
     try:
         if not aggregate:
-            run(table.chosen, [*table.overrides, *launcher])
+            run(name, table.chosen, [*table.overrides, *launcher])
     except InputError as error:
         failure = str(error)
     absent = missing(name, table.cells)

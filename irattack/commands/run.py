@@ -5,10 +5,12 @@ import socket
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.launch import failures, in_worker
+from irattack.commands.progress import of_table
 from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
 from irattack.pipeline import devices
@@ -55,8 +57,9 @@ def work(cfg: DictConfig) -> None:
     settings = settings_of(cfg)
     check_data(settings)
     cell = Cell(settings)
+    level = logging.INFO if of_table() else logging.WARNING  # other cells may well use it
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
-        log.warning("%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+        log.log(level, "%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
     if cfg.precision == "tf32":
@@ -69,11 +72,16 @@ def work(cfg: DictConfig) -> None:
         if missing and in_worker():
             log.info("%s: %s.", one.title, one.kind)
         if waiting := do(one, missing):
-            print(
-                f"{cell.label}: shard={cfg.shard} of the {one.kind} is done, "
-                f"{len(waiting)} shards of others are not."
-            )
+            if not of_table():
+                print(
+                    f"{cell.label}: shard={cfg.shard} of the {one.kind} is done, "
+                    f"{len(waiting)} shards of others are not."
+                )
             return
+    if of_table():
+        return
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        print(*HydraConfig.get().overrides.task)
     for one in jobs_of(cell):
         if isinstance(one, Results):
             show(cell)

@@ -1,6 +1,7 @@
 """Which images are attacked: chosen once for a seed, named in a manifest, checked whenever used."""
 
 import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -20,6 +21,8 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.counting import candidates_of, readings
 from irattack.pipeline.job import Job
 from irattack.pipeline.settings import Settings
+
+log = logging.getLogger(__name__)
 
 
 class Entry(BaseModel):
@@ -163,6 +166,7 @@ class Choice(Job):
         """Writes the manifest; of several processes, the first to finish decides."""
         from irattack.pipeline.worker import choose, made_with
 
+        log.info("Choosing %d images that every source classifies correctly…", self.cell.cfg.images)
         candidates = candidates_of(self.cell)
         check_classes(self.cell, self.cell.cfg.benchmark.sources, candidates.ids, candidates.labels)
         chosen = choose(self.cell, candidates)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
+from multiprocessing import parent_process
 from typing import Any, TypeVar
 
 import numpy as np
@@ -286,5 +287,8 @@ class Worker:
         return self.batch.fit(lambda _: work(), "this shard", halves)
 
     def progress(self, what: str, steps: int) -> tqdm:
-        """A progress bar, on a terminal only."""
-        return tqdm(total=steps, desc=what, unit="step", leave=False, disable=None)
+        """A progress bar, on a terminal only, and not of one of several processes."""
+        hidden = True if parent_process() else None
+        return tqdm(
+            total=steps, desc=what, unit="step", leave=False, disable=hidden, dynamic_ncols=True
+        )
