@@ -24,6 +24,7 @@ from irattack.attacks.losses import cross_entropy
 from irattack.attacks.norms import Norm
 from irattack.attacks.objective import Term, Transform, Value, gradient
 from irattack.attacks.pieces import (
+    Copies,
     GaussianKernel,
     GaussianNoise,
     Interaction,
@@ -34,7 +35,7 @@ from irattack.attacks.pieces import (
 )
 from irattack.attacks.randomness import Draws, to_device
 from irattack.attacks.skip import SkipGradient
-from irattack.errors import one_of
+from irattack.errors import InputError, one_of
 
 STARTS = ("auto", "random", "zero", "noise")
 
@@ -50,7 +51,7 @@ class Attack:
         interaction: the interaction term, or None.
         classify: whether J has the classification loss at all.
         masked: the loss under random masks, or None.
-        samples: the noise ξ, or None.
+        samples: the noise ξ, or copies without noise for the transform, or None.
         transform: the input transform T, or None.
         backward: a context in which gradients of the model are taken, or None.
         smooth: W, or None.
@@ -62,6 +63,9 @@ class Attack:
             in the authors' code.
         record: steps are yielded `after` each update (x^1 … x^T), `before` it (start … T − 1,
             the authors' code), or only the `last` one is (x^T).
+        every: only every so many steps is yielded, the last one always among them.
+        restarts: so many runs, each with random numbers of its own; of each image the run is
+            yielded whose last step has the highest loss ℓ on the model that is attacked.
         clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without, and what
             they give cannot be stored as images.
     """
@@ -72,7 +76,7 @@ class Attack:
     interaction: Interaction | None = None
     classify: bool = True
     masked: MaskedLoss | None = None
-    samples: GaussianNoise | None = None
+    samples: GaussianNoise | Copies | None = None
     transform: Transform | None = None
     backward: SkipGradient | None = None
     smooth: GaussianKernel | None = None
@@ -81,19 +85,33 @@ class Attack:
     stop: StopAtLength | None = None
     start: str = "auto"
     record: str = "after"
+    every: int = 1
+    restarts: int = 1
     clip: bool = True
 
     def __post_init__(self) -> None:
         one_of("start", self.start, STARTS)
         one_of("record", self.record, ("after", "before", "last"))
+        if min(self.every, self.restarts) < 1:
+            raise InputError(
+                f"attack: every={self.every}, restarts={self.restarts}; both must be 1 or more."
+            )
+        if isinstance(self.samples, Copies) and self.transform is None:
+            raise InputError(
+                "attack: copies without noise are all alike without an input transform; add one "
+                "(+piece=[di]), or noise (+piece=[vr])."
+            )
 
     @property
     def recorded(self) -> range:
         """The t of each δ_t that is yielded."""
-        last = self.steps
-        return {"after": range(1, last + 1), "before": range(last), "last": range(last, last + 1)}[
-            self.record
-        ]
+        last, every = self.steps, self.every
+        first = (last - 1) % every + 1
+        return {
+            "after": range(first, last + 1, every),
+            "before": range(first - 1, last, every),
+            "last": range(last, last + 1),
+        }[self.record]
 
     def first(self, x: Tensor, ids: Sequence[str], draws: Draws) -> Tensor:
         """δ_0, (B, C, H, W)."""
@@ -115,11 +133,12 @@ class Attack:
         return terms
 
     def classification(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Term:
-        """Σ_ξ ℓ(h(T(x + δ + ξ)), y) / M."""
+        """Σ_i ℓ(h(T_i(x + δ + ξ_i)), y) / M; each of the M probes has a draw of T of its own."""
         weight, copies, noise, random = delta.new_ones(len(delta)), 1, None, None
         if self.samples is not None:
             copies = self.samples.samples
-            noise = self.samples.noise(delta, ids, step, draws)
+            if isinstance(self.samples, GaussianNoise):
+                noise = self.samples.noise(delta, ids, step, draws)
             if self.samples.reduction == "mean":
                 weight = weight / copies
         if self.transform is not None:
@@ -183,7 +202,7 @@ def perturbations(
         start: δ_0, instead of the attack's own.
     """
 
-    def trajectory() -> Iterator[Tensor]:  # δ_0, δ_1, …
+    def trajectory(draws: Draws) -> Iterator[Tensor]:  # δ_0, δ_1, …
         delta = attack.first(x, ids, draws) if start is None else start
         delta = clip(x, delta) if attack.clip else delta
         m = torch.zeros_like(x)
@@ -191,7 +210,35 @@ def perturbations(
             yield delta
             delta, m = attack.update(model, x, y, delta, m, ids, step, draws, micro_batch)
 
-    return islice(trajectory(), attack.recorded.start, attack.recorded.stop)
+    kept = attack.recorded
+    runs = (
+        islice(trajectory(draws.restart(number)), kept.start, kept.stop, kept.step)
+        for number in range(attack.restarts)
+    )
+    return next(runs) if attack.restarts == 1 else _highest(attack, model, x, y, runs, micro_batch)
+
+
+@torch.no_grad()
+def _highest(
+    attack: Attack,
+    model: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    runs: Iterator[Iterator[Tensor]],
+    micro_batch: int,
+) -> Iterator[Tensor]:
+    """Of each image, the run whose last recorded δ has the highest loss; NaN counts as highest."""
+    chosen, highest = list[Tensor](), torch.full(y.shape, -torch.inf, device=x.device)
+    for run in runs:
+        with torch.enable_grad():
+            found = list(run)
+        parts = zip(*(each.split(micro_batch) for each in (x + found[-1], y)), strict=True)
+        loss = torch.cat([attack.loss(model(z), label, label) for z, label in parts])
+        better = ((loss > highest) | loss.isnan()).view(-1, 1, 1, 1)
+        highest = torch.where(better.flatten(), loss, highest)
+        pairs = zip(found, chosen or found, strict=True)
+        chosen = [torch.where(better, new, old) for new, old in pairs]
+    yield from chosen
 
 
 def clip(x: Tensor, delta: Tensor) -> Tensor:

@@ -32,6 +32,7 @@ class Term:
         draws: (B, P, d) random numbers in [0, 1) for the transform.
         share: how many probes of an image share a forward pass where a backward rule's result
             depends on it; None for all.
+        moves_all: the gradient is that by the input x + m_p ⊙ δ, at all pixels, instead of ∇_δ.
     """
 
     value: Value
@@ -42,6 +43,7 @@ class Term:
     transform: Transform | None = None
     draws: Tensor | None = None
     share: int | None = None
+    moves_all: bool = False
 
     @property
     def probes(self) -> int:
@@ -120,7 +122,7 @@ def gradient(
                 rival[part] = strongest_rival(logits.detach(), label)
             values = [t.weight[image] * t.value(logits, label, rival[image]) for t in group]
             (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
-            g = g if present is None else g * present
+            g = g if present is None or first.moves_all else g * present
             total[low // probes : -(-part.stop // probes)] += summed(g, low, probes)
     return total
 

@@ -3,6 +3,7 @@
 slot          piece            gives
 interaction   Interaction      IR    (Section 5, Eq. 42)
 samples       GaussianNoise    VR    (Section 4; Wu et al., 2018)
+              Copies           draws of the transform, averaged
 transform     ResizeAndPad     DI    (Xie et al., 2019), in diversity.py
 backward      SkipGradient     SGM   (Section 4; Wu et al., 2020), in skip.py
 smooth        GaussianKernel   TI    (Dong et al., 2019)
@@ -54,12 +55,26 @@ class RandomCells:
         self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
     ) -> Term:
         """weight · Σ_k [value at S_k + value at Λ∖S_k], 2K probes an image; width in pixels."""
-        sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
-        side = None
-        if self.border == "uncovered":  # one more row and column, in Λ∖S_k but in no S_k
-            sets, side = F.pad(sets, (0, 1, 0, 1)), width // self.grid
+        sets, side = self.drawn(ids, step, draws, width)
         sets = to_device(torch.cat([sets, ~sets], dim=1), weight.device)
         return Term(value, weight, sets=sets, side=side, share=self.samples)
+
+    def alone(
+        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
+    ) -> Term:
+        """weight · Σ_k value at S_k, K probes an image, whose gradient moves every pixel."""
+        sets, side = self.drawn(ids, step, draws, width)
+        sets = to_device(sets, weight.device)
+        return Term(value, weight, sets=sets, side=side, share=self.samples, moves_all=True)
+
+    def drawn(
+        self, ids: Sequence[str], step: int, draws: Draws, width: int
+    ) -> tuple[Tensor, int | None]:
+        """S_1 … S_K of each image, (B, K, L, L) bool, and the side of a cell if it is fixed."""
+        sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
+        if self.border == "uncovered":  # one more row and column, in Λ∖S_k but in no S_k
+            return F.pad(sets, (0, 1, 0, 1)), width // self.grid
+        return sets, None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,14 +114,28 @@ class Interaction(RandomCells):
 
 @dataclass(frozen=True, kw_only=True)
 class MaskedLoss(RandomCells):
-    """(1/2K) Σ_k [ℓ(x + S_k⊙δ) + ℓ(x + (Λ∖S_k)⊙δ)]: IR's masks and cost, without interaction."""
+    """(1/2K) Σ_k [ℓ(x + S_k⊙δ) + ℓ(x + (Λ∖S_k)⊙δ)]: IR's masks and cost, without interaction.
+
+    Args:
+        part: `both`, or `sets`, (1/K) Σ_k ℓ(x + S_k⊙δ) alone. Then the gradient is that by the
+            input x + S_k⊙δ and moves every pixel, present or not, as in the baseline of
+            TA-Bench (Li et al., 2023).
+    """
+
+    part: str = "both"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("part", self.part, ("both", "sets"))
 
     def terms(
         self, loss: Value, delta: Tensor, ids: Sequence[str], step: int, draws: Draws
     ) -> list[Term]:
         """The terms of J."""
-        weight = delta.new_ones(len(delta)) / (2 * self.samples)
-        return [self.both(loss, weight, ids, step, draws, delta.shape[-1])]
+        weight = delta.new_ones(len(delta)) / self.samples
+        if self.part == "both":
+            return [self.both(loss, weight / 2, ids, step, draws, delta.shape[-1])]
+        return [self.alone(loss, weight, ids, step, draws, delta.shape[-1])]
 
 
 @dataclass(frozen=True)
@@ -139,6 +168,22 @@ class GaussianNoise:
         else:
             drawn = to_device(draws.normal(ids, step, "noise", shape), x.device)
         return drawn.to(x.dtype) * self.sigma
+
+
+@dataclass(frozen=True)
+class Copies:
+    """J averages ℓ(h(T_i(x + δ))) over M draws T_i of the input transform, without noise.
+
+    Args:
+        samples: M, draws an image and step; 1 is the transform itself.
+        reduction: `mean` or `sum`, as for noise.
+    """
+
+    samples: int
+    reduction: str = "mean"
+
+    def __post_init__(self) -> None:
+        one_of("reduction", self.reduction, ("mean", "sum"))
 
 
 @cache

@@ -34,10 +34,15 @@ class Draws:
     `philox` draw on the CPU: sets and uniform numbers are few, and are drawn while a GPU works.
     """
 
-    def __init__(self, seed: int):
-        self.seed = seed
+    def __init__(self, seed: int, run: int = 0):
+        self.seed, self.run = seed, run
+
+    def restart(self, run: int) -> "Draws":
+        """The randomness of a restart of the attack; number 0 is the attack itself."""
+        return Draws(self.seed, run)
 
     def _digest(self, image: str, step: int, purpose: str) -> bytes:
+        purpose = f"{purpose}/restart {self.run}" if self.run else purpose
         return hashlib.sha256(f"{self.seed}/{image}/{step}/{purpose}".encode()).digest()
 
     def _stack(

@@ -38,7 +38,10 @@ def register_resolvers() -> None:
         "number": number,
         "number_or_null": lambda value: None if value is None else number(value),
         "cpu_count": cpu_count,
-        "product": lambda a, b: number(a) * b,
+        "product": lambda a, b: (a if type(a) is int else number(a)) * b,
+        "quotient": lambda a, b: number(a) / b,
+        "probes": lambda samples: 2 * samples + 1,
+        "half_of_board": lambda grid: max(grid**2 // 2, 1),
         "of_source": of_source,
     }
     for name, resolver in resolvers.items():

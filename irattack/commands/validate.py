@@ -186,7 +186,7 @@ def work(cells: list[Cell]) -> str:
         total += artifacts - done
         lam = None if attack.interaction is None else attack.interaction.lam
         first = [cell.method, cfg.source, cell.norm, lam, cfg.images, steps]
-        passes = cfg.images * steps * each
+        passes = cfg.images * steps * each * attack.restarts
         evaluated = cfg.images * cell.recorded * len(cell.targets)
         rows.append([*first, passes, evaluated, f"{done} of {artifacts}"])
     heads = ["attack", "source", "norm", "λ", "images", "steps"]

@@ -86,7 +86,7 @@ class Cell:
             self.steps_facts["code"] = code
         self.key = key(self.steps_facts)
         self.norm = attack["norm"]["_target_"].rsplit(".", 1)[-1].lower()
-        self.recorded = 1 if attack["record"] == "last" else int(attack["steps"])
+        self.recorded = cfg.attack.recorded
         self.label = f"{self.name}-{file_name(cfg.source)}-{self.norm}-{self.key}"
         steps = cfg.cache.steps
         every = {"all": range(self.recorded), "none": range(0)}

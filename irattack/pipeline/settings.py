@@ -114,6 +114,13 @@ class AttackSettings(BaseModel):
     steps: Whole
     start: one_of("auto", "random", "zero", "noise")  # type: ignore[valid-type]
     record: one_of("after", "before", "last")  # type: ignore[valid-type]
+    every: Whole = 1
+    restarts: Whole = 1
+
+    @property
+    def recorded(self) -> int:
+        """How many steps are recorded."""
+        return 1 if self.record == "last" else -(-self.steps // self.every)
 
 
 class Cache(Strict):
@@ -182,8 +189,9 @@ class Settings(Strict):
                 f"use grid={size} or less."
             )
         kept = self.cache.steps
-        if isinstance(kept, list) and max(kept, default=0) > self.attack.steps:
-            why = f"this attack has only {self.attack.steps} steps"
+        most = -(-self.attack.steps // self.attack.every)
+        if isinstance(kept, list) and max(kept, default=0) > most:
+            why = f"this attack has only {most} steps" + " on record" * (self.attack.every > 1)
             raise InputError(f"cache.steps={kept}: {why}; list no later one.")
         share = re.fullmatch(r"([1-9]\d*)/([1-9]\d*)", self.shard or "1/1")
         if not (share and int(share[1]) <= int(share[2])):

@@ -89,12 +89,27 @@ def best_rate(
     return best
 
 
-def probes(attack: Attack) -> int:
-    """How many images an attack sends forward and back for one step of one image."""
-    delta = torch.full((1, 3, 32, 32), 1e-3)
+def probes(attack: Attack, delta: Tensor | None = None) -> int:
+    """How many images an attack sends forward and back for one step of one image.
+
+    Args:
+        delta: where, (1, C, H, W); None for anywhere but 0.
+    """
+    delta = torch.full((1, 3, 32, 32), 1e-3) if delta is None else delta
     terms = attack.terms(delta, ["image"], 1, Draws(0))
-    shared = any(term.at_delta for term in terms)
+    shared = sum(term.at_delta for term in terms)
+    if attack.backward is None or not attack.backward.one_graph:
+        shared = min(shared, 1)
     return sum(term.probes for term in terms if not term.at_delta) + shared
+
+
+def gradients(attack: Attack) -> int:
+    """How many images an attack sends forward and back for one image, all steps and restarts.
+
+    IR's term is left out at δ = 0, so that its first step takes one.
+    """
+    first = attack.first(torch.full((1, 3, 32, 32), 0.5), ["image"], Draws(0))
+    return attack.restarts * (probes(attack, first) + (attack.steps - 1) * probes(attack))
 
 
 def peak_memory_mb(where: torch.device) -> float:

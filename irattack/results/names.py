@@ -36,7 +36,11 @@ METHODS = {
         "hybridir": "HybridIR",
     },
     **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
-    **{"relaxed": "relaxed", "irmax": "IR, λ < 0"},
+    **{"relaxed": "relaxed", "irmax": "IR, λ < 0", "irbaseline": "IRBaseline"},
+    **{"pgdlong": "PGD, more steps", "pgdfine": "PGD, more and finer steps"},
+    **{"milong": "MI, more steps", "mifine": "MI, more and finer steps"},
+    **{"pgdrestarts": "PGD, restarts", "vrdraws": "VR, more noise", "didraws": "DI, more draws"},
+    **{"mididraws": "MI+DI, more draws"},
 }
 
 

@@ -14,7 +14,7 @@ from irattack.results.record import Definition, values
 
 LATEX = {
     **{ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"},
-    **{ord("≥"): r"$\geq$", ord("±"): r"$\pm$"},
+    **{ord("≥"): r"$\geq$", ord("±"): r"$\pm$", ord("×"): r"$\times$"},
 }
 
 
