@@ -21,6 +21,7 @@ from irattack.commands.plans import Plan, plans
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell, attack_of
+from irattack.pipeline.choosing import Best
 from irattack.pipeline.compute import build, device, prepare
 from irattack.pipeline.job import Job
 from irattack.pipeline.measures import OfAttack
@@ -89,6 +90,10 @@ def work_of(job: Job, speeds: Speeds, ratio: float) -> Work:
             0.0,
             0.0,
         )
+    if isinstance(job, Best):  # what it tries, and what it chooses, as if it cost as much
+        times = 1 + job.trials * job.held_out / cell.cfg.images
+        seconds = times * attack_seconds(cell, speeds), times * evaluation_seconds(cell, speeds)
+        found["chosen", cell.key] = (*seconds, 0.0, 0.0)
     analysis = job.passes / speeds.forward[cell.cfg.source]
     found["job", job.artifact(job.names[0]).path] = (0.0, 0.0, analysis, 0.0)
     return found

@@ -82,6 +82,7 @@ class Benchmark(Strict):
     sources: Names
     source_sets: dict[str, list[str]] = {}
     target_sets: dict[str, list[str]]
+    validation: dict[str, Any] = {}
 
 
 class Norm(BaseModel):
