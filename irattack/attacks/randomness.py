@@ -39,7 +39,7 @@ class Draws:
 
     def restart(self, run: int) -> "Draws":
         """The randomness of a restart of the attack; number 0 is the attack itself."""
-        return Draws(self.seed, run)
+        return Draws(self.seed, run) if run else self
 
     def _digest(self, image: str, step: int, purpose: str) -> bytes:
         purpose = f"{purpose}/restart {self.run}" if self.run else purpose

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from irattack.attacks import philox
 from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.pieces import GaussianNoise
 from irattack.attacks.randomness import Draws
 from irattack.data import photos
 from irattack.data.classes import synsets
@@ -129,7 +130,7 @@ def noise(cfg: DictConfig) -> Found:
     here, there = (Lab(cfg, "vr", where) for where in (cfg.device, "cpu"))
 
     samples = here.attack.samples
-    assert samples is not None
+    assert isinstance(samples, GaussianNoise)
 
     def drawn(lab: Lab, count: int | None = None) -> Tensor:
         return samples.noise(lab.x[:count], lab.images.ids[:count], 1, Draws(0)).cpu()

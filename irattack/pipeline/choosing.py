@@ -109,11 +109,10 @@ class Best(Job):
         plain = self.cell.cfg.plain()
 
         def present(path: str) -> Any:
-            return reduce(
-                lambda node, part: node.get(part) if isinstance(node, dict) else None,
-                path.split("."),
-                plain,
-            )
+            node: Any = plain
+            for part in path.split("."):
+                node = node.get(part) if isinstance(node, dict) else None
+            return node
 
         scaled = {
             path: [present(path) * factor for factor in factors]
@@ -154,7 +153,8 @@ class Best(Job):
             InputError: there are none.
         """
         own, other = listing(self.cell), listing(trial)
-        assert own is not None and other is not None
+        assert own is not None
+        assert other is not None
         names = {entry.id for entry in own.images}
         rows = [row for row, entry in enumerate(other.images) if entry.id not in names]
         if not rows:
