@@ -17,7 +17,7 @@ from irattack.data.images import Images
 from irattack.errors import InputError, unknown
 from irattack.hashing import key, sha256
 from irattack.models import zoo
-from irattack.pipeline.settings import Settings, settings_of
+from irattack.pipeline.settings import AttackSettings, Settings, settings_of
 from irattack.pipeline.values import PRECISIONS
 
 if TYPE_CHECKING:
@@ -133,6 +133,28 @@ class Cell:
         """Those shards that `shard=i/n` leaves to this run: every n-th, from the i-th on."""
         number, count = (int(part) for part in str(self.cfg.shard or "1/1").split("/"))
         return self.shards(images)[number - 1 :: count]
+
+
+def with_attack(cell: Cell, name: str) -> Cell:
+    """The cell that differs from this one in its attack alone, which is as conf/attack has it.
+
+    Raises:
+        InputError: there is no such attack, or its yaml is not of a base and pieces alone.
+    """
+    known, pieces = yamls("attack"), yamls("piece")
+    if name not in known:
+        raise unknown("against", name, known)
+    own: Any = OmegaConf.load(known[name])
+    parts = [known["base"]]
+    for entry in own.pop("defaults", ["base"]):
+        listed = entry.get("/piece", [""]) if isinstance(entry, DictConfig) else []
+        if any(piece not in pieces for piece in listed):
+            raise InputError(f"against={name}: its yaml changes more than pieces; name another.")
+        parts += [pieces[piece] for piece in listed]
+    attack = OmegaConf.merge(*(OmegaConf.load(part) for part in parts), own)
+    root: Any = OmegaConf.create(cell.cfg.plain() | {"attack": attack})
+    settings = AttackSettings.model_validate(OmegaConf.to_container(root.attack, resolve=True))
+    return Cell(cell.cfg.model_copy(update={"attack": settings}))
 
 
 def attack_of(cell: Cell) -> "Attack":

@@ -116,6 +116,20 @@ def cross_fit(success: np.ndarray, copies: np.ndarray) -> np.ndarray:
     return outcome
 
 
+def last_step(success: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Which images succeed at the last step, which nobody chose. Shapes as for `leave_one_out`."""
+    return np.broadcast_to(success[-1], copies.shape)
+
+
+def best_step(success: np.ndarray, copies: np.ndarray) -> np.ndarray:
+    """Which images succeed at the step at which most do, the first of equals: optimistic.
+
+    Each image has a say in the step at which it is judged. Shapes as for `leave_one_out`.
+    """
+    hits = copies @ success.T.astype(np.float32)  # (R, T)
+    return success[hits.argmax(axis=1)]
+
+
 @lru_cache(maxsize=4)
 def resamples(n: int, seed: int = 0) -> np.ndarray:
     """How often each of n images is in each bootstrap resample, (RESAMPLES, n) float32.
@@ -206,7 +220,10 @@ def gain(
 
 
 def mean_gain(
-    pairs: Sequence[tuple[np.ndarray, np.ndarray]], rule: Rule = leave_one_out, seed: int = 0
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    rule: Rule | tuple[Rule, Rule] = leave_one_out,
+    seed: int = 0,
+    counted: Sequence[np.ndarray] | None = None,
 ) -> tuple[Interval, list[Interval]]:
     """The mean of several gains, and each of them, with 95 % intervals, in points.
 
@@ -215,8 +232,12 @@ def mean_gain(
 
     Args:
         pairs: two attacks' successes as for `gain`, all on the same images.
-        rule: how the step is chosen, for each attack and pair by itself.
+        rule: how the step is chosen, for each attack and pair by itself; or one for each attack.
         seed: of the bootstrap.
+        counted: of each pair, the (N,) images of which its rates are; None for all.
+
+    Raises:
+        InputError: the attacks are not of the same images, or a pair has no image that counts.
     """
     n = pairs[0][0].shape[1]
     for other in {success.shape[1] for pair in pairs for success in pair} - {n}:
@@ -224,11 +245,19 @@ def mean_gain(
     copies = resamples(n, seed)
     whole = np.ones((1, n), np.float32)
     score, scores, each = np.zeros((1, n)), np.zeros(copies.shape, np.float32), list[Interval]()
-    for ours, baseline in pairs:
-        own, drawn = (rule(ours, c).astype(np.int8) - rule(baseline, c) for c in (whole, copies))
-        each.append(_of_scores(own, drawn, copies))
-        score += own / len(pairs)
-        scores += drawn / np.float32(len(pairs))
+    first, second = rule if isinstance(rule, tuple) else (rule, rule)
+    for place, (ours, baseline) in enumerate(pairs):
+        part = slice(None) if counted is None else np.flatnonzero(counted[place])
+        a, b, drawn_part = ours[:, part], baseline[:, part], copies[:, part]
+        if not a.shape[1]:
+            raise InputError("gain: a target is right on none of the clean images; leave it out.")
+        own, drawn = (
+            first(a, c).astype(np.int8) - second(b, c) for c in (whole[:, part], drawn_part)
+        )
+        each.append(_of_scores(own, drawn, drawn_part))
+        weight = n / a.shape[1] / len(pairs)  # so that the mean over all n is one over those
+        score[:, part] += own * weight
+        scores[:, part] += drawn * np.float32(weight)
     return _of_scores(score, scores, copies), each
 
 

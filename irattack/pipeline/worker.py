@@ -164,14 +164,15 @@ class Worker:
         """All images of the cell."""
         return images_of(self.cell)
 
-    def last_delta(self, shard: Shard) -> Tensor:
+    def last_delta(self, shard: Shard, of: Cell | None = None) -> Tensor:
         """The perturbations of the last step, from the disk, (B, C, H, W).
 
         Args:
             shard: one of the cell, or the first images of one.
+            of: another cell with the same images; None for that of this worker.
         """
         cfg, attacked = self.cell.cfg, self.cell.shards(self.images)[shard.index]
-        frame = last_frame(self.cell, attacked)[: len(shard.images)]
+        frame = last_frame(of or self.cell, attacked)[: len(shard.images)]
         return to_device(frame, cfg) - to_device(shard.images.pixels, cfg)
 
     def made(self) -> dict[str, Any]:
@@ -218,9 +219,18 @@ class Worker:
         if attack.stop is not None:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
-    @torch.no_grad()  # the frames are computed between its calls, with gradients
     def measured(self, x: Tensor, y: Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
         """The margin of each image on each target, (b,); NaN if any logit is not finite."""
+        return {name: margins for name, (_, margins) in self.answers(x, y, targets).items()}
+
+    @torch.no_grad()  # the frames are computed between its calls, with gradients
+    def answers(
+        self, x: Tensor, y: Tensor, targets: Sequence[str]
+    ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+        """The likeliest class and the margin of each image on each target, (b,) float32 each.
+
+        The margin is NaN if any logit is not finite.
+        """
         views: dict[Any, Tensor] = {}  # made once for all targets that see images alike
         found = {}
         for name in targets:
@@ -230,10 +240,14 @@ class Worker:
                 views[resize] = x if resize is None else resize(x)
             answer: Any = model if resize is None else model.classify
             parts = [piece.split(self.micro_batch) for piece in (views[resize], y)]
-            logits = [(answer(b), c) for b, c in zip(*parts, strict=True)]
             # + 0 · Σh: NaN if any logit is
-            found[name] = torch.cat([margin(h, c) + 0 * h.sum(dim=1) for h, c in logits])
-        return {name: values.cpu().numpy() for name, values in found.items()}
+            each = [
+                torch.stack([h.argmax(dim=1).to(h.dtype), margin(h, c) + 0 * h.sum(dim=1)])
+                for h, c in ((answer(b), c) for b, c in zip(*parts, strict=True))
+            ]
+            classes, margins = torch.cat(each, dim=1).cpu().numpy()
+            found[name] = classes, margins
+        return found
 
     def clean(self, images: Images, targets: Sequence[str]) -> dict[str, np.ndarray]:
         """The margins of unperturbed images, (b,) for each target; measured once.
