@@ -12,7 +12,7 @@ from irattack.pipeline.results import arrays, rows
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
-from irattack.results.tables import COLUMNS, clean_errors, gains, summaries
+from irattack.results.tables import COLUMNS, gains, summaries
 
 MEAN = ("mean_gain", "mean_ci_low", "mean_ci_high")
 
@@ -83,7 +83,6 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "points, with the interval of that mean, paired over images.",
         *definition.get("remarks", []),
         caption(cells),
-        *clean_errors(results),
     ]
     each = gains(cells, definition.get("gain", []), None).drop(columns="paper_gain")
     if len(each):

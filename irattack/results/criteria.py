@@ -71,8 +71,10 @@ def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         for target in cell.targets:
             before = [arrays(one, target) for one in (cell, baseline)]
             found = job.values(target)
-            own.append(tuple(statistics.successes(a["margins"][-1:]) for a in before))
-            equal.append(tuple(statistics.successes(m[None]) for m in found["margins"]))
+            ours, theirs = (statistics.successes(a["margins"][-1:]) for a in before)
+            own.append((ours, theirs))
+            ours, theirs = (statistics.successes(m[None]) for m in found["margins"])
+            equal.append((ours, theirs))
             lengths = [a["lengths"][-1] for a in before]
             common = found["lengths"][0]
         kinds = {"as_it_is": own, "equal_length": equal}
@@ -209,10 +211,10 @@ def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     data = pd.DataFrame(records)
     wrong = data[data.target != "mean"].groupby(["format", "target"], sort=False)
     errors = wrong.clean_error_percent.max().groupby("format", sort=False).mean()
-    told = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
+    meant = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
     remarks = [
         f"Means over the targets, in %, and gains over {method_name(first)} in points, paired over "
-        f"images, with 95 % intervals. {told[0].upper()}{told[1:]}. The first and the third table "
+        f"images, with 95 % intervals. {meant[0].upper()}{meant[1:]}. The first and the third table "
         f"are of steps chosen by leave-one-out, the first two of {png} files. The best step is "
         "chosen by the very answers that it is judged by: optimistic.",
         "Pillow encodes and decodes each image; a clean image, by which `known` counts, is saved "

@@ -12,7 +12,7 @@ from irattack.results.compared import MEAN, mean_gain, signed
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
-from irattack.results.tables import clean_errors, gains, summaries
+from irattack.results.tables import gains, summaries
 
 
 def told(setting: Setting) -> str:
@@ -78,7 +78,6 @@ def tuned(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "the trials are in a file of their own. T is chosen by leave-one-out, up to `steps`. Of "
         "the settings below, lam and start are those before the choice.",
         caption(every),
-        *clean_errors(results),
         *summaries(each.assign(paper_gain=float("nan"))),
     ]
     files = {f"{name}.csv": results, f"{name}_gain.csv": each}
