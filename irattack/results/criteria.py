@@ -211,10 +211,10 @@ def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     data = pd.DataFrame(records)
     wrong = data[data.target != "mean"].groupby(["format", "target"], sort=False)
     errors = wrong.clean_error_percent.max().groupby("format", sort=False).mean()
-    meant = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
+    says = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
     remarks = [
         f"Means over the targets, in %, and gains over {method_name(first)} in points, paired over "
-        f"images, with 95 % intervals. {meant[0].upper()}{meant[1:]}. The first and the third table "
+        f"images, with 95 % intervals. {says[0].upper()}{says[1:]}. The first and the third table "
         f"are of steps chosen by leave-one-out, the first two of {png} files. The best step is "
         "chosen by the very answers that it is judged by: optimistic.",
         "Pillow encodes and decodes each image; a clean image, by which `known` counts, is saved "
