@@ -185,7 +185,7 @@ def test_jobs_that_die_are_continued(
     assert "Requeued job" in log
 
     assert start().result(120) == 0
-    assert "HYDRA" not in "".join(capfd.readouterr())
+    assert "+cell" not in "".join(capfd.readouterr())
     launched = (folder / "photos/log/irattack.log").read_text().split("sweep output dir")
     assert re.findall(r"#\d+ : \S+", launched[-1]) == [f"#0 : +cell=linf-{second}-ir-0"]
     assert kept(before[second], folder, second)
