@@ -71,7 +71,7 @@ def make(
 ) -> str:
     """Makes the table in the current folder, without Hydra between the table and its cells."""
 
-    def run(chosen: list[tuple[Cell, Changes]], *_: Any) -> None:
+    def run(_: str, chosen: list[tuple[Cell, Changes]], *__: Any) -> None:
         for cell, _settings in chosen:
             for job in jobs_of(cell):
                 ensure(job)

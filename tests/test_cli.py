@@ -29,7 +29,11 @@ Run = Callable[..., Result]
 
 @pytest.fixture
 def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Run:
-    """Runs `irattack …` in this process: (exit status, stdout, stderr)."""
+    """Runs `irattack …` in this process: (exit status, stdout, stderr).
+
+    Of stdout without the line which says that images are chosen: they may be before a mistake.
+    """
+    choosing = re.compile(r"^\[.*\] Choosing \d+ images that .*\n", re.M)
 
     def call(*arguments: str, entry: Callable[[], None] = command.main) -> Result:
         monkeypatch.setattr(sys, "argv", ["irattack", *arguments])
@@ -42,7 +46,7 @@ def run(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path
         finally:
             GlobalHydra.instance().clear()
         captured = capsys.readouterr()
-        return status, captured.out, captured.err
+        return status, choosing.sub("", captured.out), captured.err
 
     monkeypatch.chdir(tmp_path)
     return call
