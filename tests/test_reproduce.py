@@ -47,7 +47,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def make(
     name: str, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> str:
-    settings_ = [*SMALL, "tau=0.2", "benchmark.relaxed.steps=40"] if name == "fig1" else SMALL
+    more = {"fig1": ["tau=0.2", "benchmark.relaxed.steps=40"], "tuned": ["norm=linf"]}
+    settings_ = [*SMALL, *more.get(name, [])]
     monkeypatch.setattr("sys.argv", ["reproduce", name, *settings_, f"output={folder}"])
     try:
         reproduce.main()

@@ -50,7 +50,7 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     against = definition["against"]
     targets = list(dict.fromkeys(target for cell in cells for target in cell.targets))
     priced = any(isinstance(job, Price) for job in jobs_of(cells[0]))
-    costs = ["gradients an image", "s an image"] if priced else []
+    costs = ["gradients an image", "s an image (CPU: all threads)"] if priced else []
     heads = ["source", "norm", "method", *(title(t) for t in targets), "mean"]
     lines = [[*heads, "mean gain [95 %]", *costs]]
     frames, found = [], dict[tuple[str, str, str], statistics.Interval]()
