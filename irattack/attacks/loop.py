@@ -34,7 +34,7 @@ from irattack.attacks.pieces import (
 )
 from irattack.attacks.randomness import Draws, to_device
 from irattack.attacks.skip import SkipGradient
-from irattack.errors import one_of
+from irattack.errors import InputError, one_of
 
 STARTS = ("auto", "random", "zero", "noise")
 
@@ -86,6 +86,11 @@ class Attack:
     def __post_init__(self) -> None:
         one_of("start", self.start, STARTS)
         one_of("record", self.record, ("after", "before", "last"))
+        if self.interaction is not None and self.interaction.balance and not self.classify:
+            raise InputError(
+                "interaction.balance=true: there is no classification loss to balance with; set "
+                "classify=true, or leave balance out."
+            )
 
     @property
     def recorded(self) -> range:

@@ -93,7 +93,7 @@ def probes(attack: Attack) -> int:
     """How many images an attack sends forward and back for one step of one image."""
     delta = torch.full((1, 3, 32, 32), 1e-3)
     terms = attack.terms(delta, ["image"], 1, Draws(0))
-    shared = any(term.at_delta for term in terms)
+    shared = len({term.balance for term in terms if term.at_delta})
     return sum(term.probes for term in terms if not term.at_delta) + shared
 
 

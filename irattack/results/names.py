@@ -36,7 +36,7 @@ METHODS = {
         "hybridir": "HybridIR",
     },
     **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
-    **{"relaxed": "relaxed", "irmax": "IR, λ < 0"},
+    **{"relaxed": "relaxed", "irmax": "IR, λ < 0", "irbalance": "IR, balanced"},
 }
 
 
