@@ -101,6 +101,11 @@ class Attack:
                 "attack: copies without noise are all alike without an input transform; add one "
                 "(+piece=[di]), or noise (+piece=[vr])."
             )
+        if self.interaction is not None and self.interaction.balance and not self.classify:
+            raise InputError(
+                "interaction.balance=true: there is no classification loss to balance with; set "
+                "classify=true, or leave balance out."
+            )
 
     @property
     def recorded(self) -> range:

@@ -6,13 +6,14 @@ and the device stays full.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.attacks.losses import strongest_rival
+from irattack.attacks.norms import l2_length
 
 Value = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -30,6 +31,8 @@ class Term:
         noise: ξ, (B, P, C, H, W); None for none.
         transform: the input transform T, called with images (b, C, H, W) and their draws (b, d).
         draws: (B, P, d) random numbers in [0, 1) for the transform.
+        balance: let the gradients of all terms that say so be, together, this many times as long
+            (‖·‖₂, image by image) as that of all others; None for as they are.
         share: how many probes of an image share a forward pass where a backward rule's result
             depends on it; None for all.
         moves_all: the gradient is that by the input x + m_p ⊙ δ, at all pixels, instead of ∇_δ.
@@ -43,6 +46,7 @@ class Term:
     transform: Transform | None = None
     draws: Tensor | None = None
     share: int | None = None
+    balance: float | None = None
     moves_all: bool = False
 
     @property
@@ -91,6 +95,15 @@ def gradient(
     The terms at x + δ itself come first, in one forward pass; their strongest wrong class is the
     rival that every other term's value is given. Nothing here waits for the device.
     """
+    if apart := [term for term in terms if term.balance is not None]:
+        rest = [term for term in terms if term.balance is None]
+        alone = [replace(term, balance=None) for term in apart]
+        g, other = (
+            gradient(model, x, delta, y, part, micro_batch, one_graph) for part in (rest, alone)
+        )
+        unit = other / l2_length(other).clamp_min(torch.finfo(other.dtype).tiny)
+        ratio = apart[0].balance or 0.0
+        return g + ratio * l2_length(g) * unit
     total = torch.zeros_like(delta)
     rival = torch.zeros_like(y)
     shared = [term for term in terms if term.at_delta]

@@ -13,7 +13,7 @@ stop          StopAtLength     Eq. 8 (Section 3.2, Appendix H)
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -86,6 +86,8 @@ class Interaction(RandomCells):
         rival: y' in v(S) = h_y'(x + δ^(S)) − h_y(x + δ^(S)): the strongest wrong class of each
             `set` S, as Section 3.1 and Eq. 26 define v, or of each `step`, at full δ, for all of
             its sets (the authors' code).
+        balance: multiply λ by ‖∇ℓ‖₂ / ‖∇I‖₂ of each image and step, so that the two gradients keep
+            their ratio λ however small ∇ℓ is, as it is where p_y is almost 1.
         skip_at_zero: leave the term out where δ = 0. Its gradient is zero there, but comes out of
             the arithmetic as rounding noise.
     """
@@ -93,6 +95,7 @@ class Interaction(RandomCells):
     lam: float
     rival: str = "set"
     skip_at_zero: bool = True
+    balance: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -109,7 +112,10 @@ class Interaction(RandomCells):
             return []
         v, weight = UTILITIES[self.rival], self.lam / self.samples * present
         sets = self.both(v, weight, ids, step, draws, delta.shape[-1])
-        return [Term(v, -self.lam * present), sets]
+        found = [Term(v, -self.lam * present), sets]
+        if self.balance:
+            return [replace(term, balance=abs(self.lam)) for term in found]
+        return found
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -70,6 +70,7 @@ class Network(nn.Module):
         compiled: whether torch.compile runs the body, which may then reuse the memory of the last
             logits.
         memory_format: of the images that the body gets.
+        scale: by what the logits are multiplied, one over the temperature (Guo et al., 2017).
     """
 
     mean: Tensor
@@ -96,6 +97,7 @@ class Network(nn.Module):
         self.reduced = False
         self.compiled = False
         self.memory_format = torch.channels_last
+        self.scale = 1.0
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1), persistent=False)
 
@@ -109,7 +111,7 @@ class Network(nn.Module):
         normalised = normalised.contiguous(memory_format=self.memory_format)
         output = self.body(normalised.bfloat16() if self.reduced else normalised)
         logits = logits_of(output)[:, self.offset :]
-        return logits.to(images.dtype, copy=self.compiled)
+        return logits.to(images.dtype, copy=self.compiled) * self.scale
 
 
 def logits_of(output: Any) -> Tensor:
@@ -176,6 +178,42 @@ def sample(network: Network, count: int = 1) -> Tensor:
     """Random images (count, 3, size, size) in [0, 1], always the same, on the network's device."""
     seeded = torch.Generator().manual_seed(0)
     return torch.rand(count, 3, network.size, network.size, generator=seeded).to(network.mean)
+
+
+def scaled(model: nn.Module, scale: float) -> nn.Module:
+    """Lets the networks of a model multiply their logits, in place; returns the model."""
+    for network in networks(model):
+        network.scale = scale
+    return model
+
+
+def scale_for(logits: Tensor, y: Tensor, confidence: float) -> float:
+    """The s > 0 at which the median over images of softmax_y(s h) is this, to 1e-9 of s.
+
+    Of an image that is classified correctly, p_y rises with s from 1 / C to 1.
+
+    Args:
+        logits: h, (N, C) float64.
+        y: (N,).
+        confidence: in (0, 1).
+
+    Raises:
+        InputError: there is none.
+    """
+    from scipy.optimize import brentq
+
+    def above(exponent: float) -> float:
+        p = (np.exp(exponent) * logits).log_softmax(dim=1).gather(1, y[:, None]).exp()
+        return float(np.median(p.cpu().numpy())) - confidence
+
+    low, high = -15.0, 15.0
+    if above(low) >= 0 or above(high) <= 0:
+        reached = [f"{confidence + above(end):.4f}" for end in (low, high)]
+        raise InputError(
+            f"has a median p_y from {reached[0]} to {reached[1]} on these images, whatever its "
+            "temperature; give a confidence between."
+        )
+    return float(np.exp(brentq(above, low, high, xtol=1e-9)))
 
 
 def in_bfloat16(model: nn.Module) -> nn.Module:

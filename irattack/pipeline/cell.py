@@ -18,7 +18,7 @@ from irattack.errors import InputError, unknown
 from irattack.hashing import key, sha256
 from irattack.models import zoo
 from irattack.pipeline.settings import AttackSettings, Settings, settings_of
-from irattack.pipeline.values import PRECISIONS
+from irattack.pipeline.values import PRECISIONS, number
 
 if TYPE_CHECKING:
     from irattack.attacks.loop import Attack
@@ -73,7 +73,7 @@ class Cell:
         self.steps_facts: dict[str, Any] = {
             "version": VERSION,
             "images": self.images_facts,
-            "source": self.identity(cfg.source),
+            "source": self.source_identity,
             "attack": attack,
             "skip": zoo.skips(cfg.benchmark.name, cfg.source) if self.uses_skips else None,
             "precision": PRECISIONS[cfg.precision],
@@ -112,6 +112,14 @@ class Cell:
         """What decides a model's outputs."""
         cfg = self.cfg
         return zoo.identity(cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir)
+
+    @property
+    def source_identity(self) -> dict[str, Any]:
+        """What decides the outputs of the source, which may be sharpened (`confidence`)."""
+        found = self.identity(self.cfg.source)
+        if self.cfg.confidence is not None:
+            found["confidence"] = number(self.cfg.confidence)
+        return found
 
     @property
     def targets(self) -> list[str]:

@@ -121,8 +121,9 @@ def build(cell: Cell, model: str, role: str = "target", compiling: bool = False)
     """A model on the device of this run, made fast: folded, channels last, in its precision.
 
     Args:
-        role: `target`; `source`, whose residual branches SGM may need; or `judge`, which
-            decides which images are attacked, always in float32.
+        role: `target`; `measured`, the source as it is looked at; `source`, as it is attacked,
+            whose residual branches SGM may need; or `judge`, which decides which images are
+            attacked, always in float32.
         compiling: let torch.compile run it; SGM, whose hooks it would not see, does without.
     """
     cfg = cell.cfg

@@ -148,6 +148,10 @@ class Settings(Strict):
         Annotated[Given, within(0, 1, open_below=True)] | None,
         Field(description="a factor in (0, 1], or null"),
     ]
+    confidence: Annotated[
+        Annotated[Given, within(0, 1, open_below=True, open_above=True)] | None,
+        Field(description="a probability above 0 and below 1, such as 0.99, or null"),
+    ] = None
     start: one_of("auto", "random", "zero", "noise")  # type: ignore[valid-type]
     loss: one_of("ce", "margin")  # type: ignore[valid-type]
     eps: Radius

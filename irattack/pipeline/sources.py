@@ -41,7 +41,7 @@ class OfSource(ByShards):
             "version": [VERSION, CELL_VERSION],
             "precision": PRECISIONS[cell.cfg.precision],
             "choice": cell.images_facts,
-            "source": cell.identity(cell.cfg.source),
+            "source": cell.source_identity,
             "settings": self.settings | {"seed": cell.cfg.seed},
             "batches": [cell.cfg.block, cell.cfg.micro_batch],  # change last digits
         }
@@ -140,7 +140,8 @@ class Hessians(OfSource):
 
         x, y = worker.tensors(shard.images)
         x = x.double()
-        model = smoothed(build(self.cell, self.cell.cfg.source), self.beta).double()
+        model = worker.sharpened(build(self.cell, self.cell.cfg.source))
+        model = smoothed(model, self.beta).double()
         draw = worker.draws.uniform(shard.images.ids, 0, "columns", (x[0].numel(),))
         columns = draw.argsort(dim=1)[:, : self.columns].tolist()
         elements, ratio = measure(model, cross_entropy, x, y, columns)

@@ -97,10 +97,10 @@ def probes(attack: Attack, delta: Tensor | None = None) -> int:
     """
     delta = torch.full((1, 3, 32, 32), 1e-3) if delta is None else delta
     terms = attack.terms(delta, ["image"], 1, Draws(0))
-    shared = sum(term.at_delta for term in terms)
+    shared = [term.balance for term in terms if term.at_delta]
     if attack.backward is None or not attack.backward.one_graph:
-        shared = min(shared, 1)
-    return sum(term.probes for term in terms if not term.at_delta) + shared
+        shared = list(set(shared))
+    return sum(term.probes for term in terms if not term.at_delta) + len(shared)
 
 
 def gradients(attack: Attack) -> int:

@@ -31,12 +31,15 @@ def refuse() -> NoReturn:
     raise ValueError
 
 
-def within(low: float, high: float = math.inf, open_below: bool = False) -> AfterValidator:
+def within(
+    low: float, high: float = math.inf, open_below: bool = False, open_above: bool = False
+) -> AfterValidator:
     """Whether a value, which stays as it was given, is a finite number in a range."""
 
     def check(value: Any) -> Any:
         found = number(value)
-        if not math.isfinite(found) or not low <= found <= high or (open_below and found == low):
+        outside = not low <= found <= high or (open_below and found == low)
+        if not math.isfinite(found) or outside or (open_above and found == high):
             refuse()
         return value
 

@@ -17,7 +17,7 @@ from irattack.attacks.norms import Norm
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
-from irattack.models.network import check_finite
+from irattack.models.network import check_finite, scale_for, scaled
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
 from irattack.pipeline.cell import Cell, Shard, attack_of
@@ -27,6 +27,7 @@ from irattack.pipeline.images import drawn, images_of
 from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.steps import last_frame, of_shard
 from irattack.pipeline.tuning import Pace, pace
+from irattack.pipeline.values import number
 
 T = TypeVar("T")
 JUDGED = 64  # candidate images at once; they cost little memory, and are not kept
@@ -132,7 +133,32 @@ class Worker:
         self.known: dict[tuple, np.ndarray] = {}
 
     def _model(self, name: str, role: str) -> nn.Module:
-        return build(self.cell, name, role, role == "source" and self.pace.compile)
+        model = build(self.cell, name, role, role == "source" and self.pace.compile)
+        return model if role == "target" else self.sharpened(model)
+
+    def sharpened(self, source: nn.Module) -> nn.Module:
+        """The source, in place, with its logits scaled to the confidence of the cell."""
+        return scaled(source, self.scale)
+
+    @cached_property
+    def scale(self) -> float:
+        """By what the source's logits are multiplied for the cell's `confidence`; 1 without.
+
+        Raises:
+            InputError: the source is wrong on too many images to be made so confident.
+        """
+        cfg = self.cell.cfg
+        if cfg.confidence is None:
+            return 1.0
+        model = self.model(cfg.source, "target")
+        x, y = self.tensors(self.images)
+        with torch.no_grad():
+            logits = torch.cat([model(part) for part in x.split(self.micro_batch)])
+        check_finite(cfg.source, logits.T, self.images.ids)
+        try:
+            return scale_for(logits.double(), y, number(cfg.confidence))
+        except InputError as error:
+            raise InputError(f"confidence={cfg.confidence}: {cfg.source} {error}") from None
 
     @cached_property
     def pace(self) -> Pace:
@@ -152,7 +178,7 @@ class Worker:
     @property
     def source(self) -> nn.Module:
         """The source as it is measured: no attack's backward rule applies to it."""
-        return self.model(self.cell.cfg.source, "target")
+        return self.model(self.cell.cfg.source, "measured")
 
     def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] and their labels (B,), on the device."""

@@ -22,6 +22,7 @@ from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 
+Pair = tuple[np.ndarray, np.ndarray]
 RULES: dict[str, Rule] = {
     "last step": statistics.last_step,
     "leave-one-out": statistics.leave_one_out,
@@ -67,13 +68,13 @@ def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
             continue
         if job.other.key not in by_key:
             raise InputError(f"{name}: needs {against} beside the others; add it to attack=.")
-        baseline, own, equal = by_key[job.other.key], [], []
+        baseline, own, equal = by_key[job.other.key], list[Pair](), list[Pair]()
         for target in cell.targets:
             before = [arrays(one, target) for one in (cell, baseline)]
             found = job.values(target)
             ours, theirs = (statistics.successes(a["margins"][-1:]) for a in before)
             own.append((ours, theirs))
-            ours, theirs = (statistics.successes(m[None]) for m in found["margins"])
+            ours, theirs = (statistics.successes(margins[None]) for margins in found["margins"])
             equal.append((ours, theirs))
             lengths = [a["lengths"][-1] for a in before]
             common = found["lengths"][0]
@@ -186,11 +187,11 @@ def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
 
     def table(heads: dict[str, str]) -> list[list[str]]:
         found = [["source", "method", *heads]]
-        for (_, source, method), told in tables.items():
-            own = {column: told[key] for column, key in heads.items()}
+        for (_, source, method), of_cell in tables.items():
+            shown = {column: of_cell[key] for column, key in heads.items()}
             if method == first:
-                own |= {column: "–" for column in heads if column.startswith("gain")}
-            found.append([title(source), method_name(method), *own.values()])
+                shown |= {column: "–" for column in heads if column.startswith("gain")}
+            found.append([title(source), method_name(method), *shown.values()])
         return found
 
     by_criterion = {
@@ -211,12 +212,12 @@ def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     data = pd.DataFrame(records)
     wrong = data[data.target != "mean"].groupby(["format", "target"], sort=False)
     errors = wrong.clean_error_percent.max().groupby("format", sort=False).mean()
-    says = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
+    meaning = "; ".join(f"{criterion}: {what}" for criterion, what in CRITERIA.items())
     remarks = [
         f"Means over the targets, in %, and gains over {method_name(first)} in points, paired over "
-        f"images, with 95 % intervals. {says[0].upper()}{says[1:]}. The first and the third table "
-        f"are of steps chosen by leave-one-out, the first two of {png} files. The best step is "
-        "chosen by the very answers that it is judged by: optimistic.",
+        f"images, with 95 % intervals. {meaning[0].upper()}{meaning[1:]}. The first and the third "
+        f"table are of steps chosen by leave-one-out, the first two of {png} files. The best step "
+        "is chosen by the very answers that it is judged by: optimistic.",
         "Pillow encodes and decodes each image; a clean image, by which `known` counts, is saved "
         "alike. PNG keeps all 8 bits, as does the step cache. Mean clean error over the targets: "
         f"{', '.join(f'{form} {error:.1f} %' for form, error in errors.items())}.",

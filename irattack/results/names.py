@@ -36,7 +36,12 @@ METHODS = {
         "hybridir": "HybridIR",
     },
     **{"ironly": "IR only", "singlestep": "single step", "maskaug": "masks", "noise": "noise"},
-    **{"relaxed": "relaxed", "irmax": "IR, λ < 0", "irbaseline": "IRBaseline"},
+    **{
+        "relaxed": "relaxed",
+        "irmax": "IR, λ < 0",
+        "irbalance": "IR, balanced",
+        "irbaseline": "IRBaseline",
+    },
     **{"pgdlong": "PGD, more steps", "pgdfine": "PGD, more and finer steps"},
     **{"milong": "MI, more steps", "mifine": "MI, more and finer steps"},
     **{"pgdrestarts": "PGD, restarts", "vrdraws": "VR, more noise", "didraws": "DI, more draws"},
