@@ -52,20 +52,19 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     priced = any(isinstance(job, Price) for job in jobs_of(cells[0]))
     costs = ["gradients an image", "s an image (CPU: all threads)"] if priced else []
     heads = ["source", "norm", "method", *(title(t) for t in targets), "mean"]
-    lines = [[*heads, "mean gain [95 %]", *costs]]
+    lines = [[*heads, "mean gain [95 %]", "mean L2", *costs]]
     frames, found = [], dict[tuple[str, str, str], statistics.Interval]()
     for cell in cells:
         other = reference(cell, cells, against)
         gain = mean_gain(cell, other) if other else (float("nan"),) * 3
-        extra = dict(zip(MEAN, gain, strict=True))
+        extra, frame = dict(zip(MEAN, gain, strict=True)), rows(cell)
         extra["compared_with"] = other.method if other else ""  # type: ignore[assignment]
-        shown = [signed(gain) if other else "–"]
+        shown = [signed(gain) if other else "–", f"{frame.mean_l2.mean():.2f}"]
         if priced:
             price = price_of(cell)
             extra |= {"gradients": price.gradients, "seconds": price.seconds}
             shown += [str(price.gradients), f"{price.seconds:.3g}"]
-        frame = rows(cell).assign(**extra)
-        frames.append(frame)
+        frames.append(frame.assign(**extra))
         percent = dict(zip(frame.target, frame.success_rate_percent, strict=True))
         where = [title(cell.cfg.source), title(cell.norm), method_name(cell.method)]
         rates = [f"{percent[t]:.1f}" if t in percent else "–" for t in targets]
