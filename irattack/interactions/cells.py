@@ -135,6 +135,30 @@ def sampled(
     return Estimate(each.mean(dim=1), each.std(dim=1) / samples**0.5)
 
 
+def neighbours(grid: int) -> Tensor:
+    """The 2 L (L − 1) pairs of cells that share a side, (P, 2)."""
+    number = torch.arange(grid**2).view(grid, grid)
+    beside = torch.stack([number[:, :-1].flatten(), number[:, 1:].flatten()], dim=1)
+    below = torch.stack([number[:-1].flatten(), number[1:].flatten()], dim=1)
+    return torch.cat([beside, below])
+
+
+def corners(order: Tensor, size: Tensor, pair: Tensor, corner: Tensor) -> Tensor:
+    """A context S without the cells i and j, and of them none, i, j or both: (b, L²) bool.
+
+    Args:
+        order: random numbers that decide which cells come first in S, (b, L²).
+        size: |S|, (b,).
+        pair: i and j, (b, 2).
+        corner: 0 for S, 1 for S ∪ {i}, 2 for S ∪ {j}, 3 for both, (b,).
+    """
+    rank = order.clone()
+    rank.scatter_(1, pair, 2.0)  # i and j come last, so that they are in no context
+    chosen = rank.argsort(dim=1).argsort(dim=1) < size[:, None]
+    chosen.scatter_(1, pair[:, :1], (corner & 1).bool()[:, None])
+    return chosen.scatter_(1, pair[:, 1:], (corner & 2).bool()[:, None])
+
+
 def neighbour_map(
     model: nn.Module,
     x: Tensor,
@@ -153,24 +177,14 @@ def neighbour_map(
     among sets of that size. Takes 8 L (L − 1) K forward passes an image, K ≥ 2 `samples`.
     """
     cells = grid**2
-    number = torch.arange(cells).view(grid, grid)
-    pairs = torch.cat(
-        [
-            torch.stack([number[:, :-1].flatten(), number[:, 1:].flatten()], dim=1),
-            torch.stack([number[:-1].flatten(), number[1:].flatten()], dim=1),
-        ]
-    )
+    pairs = neighbours(grid)
     order = draws.uniform(ids, 0, "contexts", (samples, cells))
     size = (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
 
     def sets(image: Tensor, which: Tensor) -> Tensor:
         corner, which = which % 4, which // 4  # 4 sets for each pair and context
         pair, context = pairs[which // samples], which % samples
-        rank = order[image, context].clone()
-        rank.scatter_(1, pair, 2.0)  # i and j come last, so that they are in no context
-        chosen = rank.argsort(dim=1).argsort(dim=1) < size[image, context][:, None]
-        chosen.scatter_(1, pair[:, :1], (corner & 1).bool()[:, None])
-        chosen.scatter_(1, pair[:, 1:], (corner & 2).bool()[:, None])
+        chosen = corners(order[image, context], size[image, context], pair, corner)
         return chosen.view(-1, grid, grid)
 
     v = utilities(model, x, delta, y, sets, 4 * len(pairs) * samples, micro_batch, rival)
@@ -184,3 +198,35 @@ def neighbour_map(
     mean = total / degree[:, None]  # over the neighbours, for each context
     error = mean.std(dim=2) / samples**0.5
     return Estimate(mean.mean(dim=2).view(-1, grid, grid), error.view(-1, grid, grid))
+
+
+def neighbour_average(
+    model: nn.Module,
+    x: Tensor,
+    delta: Tensor,
+    y: Tensor,
+    ids: Sequence[str],
+    draws: Draws,
+    samples: int,
+    grid: int,
+    micro_batch: int = 256,
+    rival: Tensor | None = None,
+) -> Estimate:
+    """E[I_ij] over the pairs of neighbouring cells of an image (Eqs. 3, 26), (B,).
+
+    Each of K ≥ 2 `samples` draws a pair and a context, as `neighbour_map` does for every pair;
+    4 K forward passes an image.
+    """
+    cells, pairs = grid**2, neighbours(grid)
+    order = draws.uniform(ids, 0, "contexts", (samples, cells))
+    size = (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
+    drawn = pairs[(draws.uniform(ids, 0, "pairs", (samples,)) * len(pairs)).long()]  # (B, K, 2)
+
+    def sets(image: Tensor, which: Tensor) -> Tensor:
+        at = image, which // 4
+        return corners(order[at], size[at], drawn[at], which % 4).view(-1, grid, grid)
+
+    v = utilities(model, x, delta, y, sets, 4 * samples, micro_batch, rival)
+    neither, first, second, both = v.view(len(x), samples, 4).unbind(dim=-1)
+    each = both - second - first + neither
+    return Estimate(each.mean(dim=1), each.std(dim=1) / samples**0.5)
