@@ -103,8 +103,8 @@ def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "3). Sharpness: the rise of −ℓ of the source, ℓ the cross-entropy, by steps of ‖·‖₂ = "
         f"{job.radius} in {job.directions} random directions and the opposite ones: their mean, "
         "and the largest. Alignment: the cosine of the gradients of ℓ of source and target at "
-        "x + δ, which an attacker does not know. Partial correlations are of ranks, after least squares "
-        "on those of ‖δ‖₂ before scaling and of the source's margin.",
+        "x + δ, which an attacker does not know. Partial correlations are of ranks, after least "
+        "squares on those of ‖δ‖₂ before scaling and of the source's margin.",
         caption(cells),
     ]
     figure = draw(name, definition, cells, points, records)
