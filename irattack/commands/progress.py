@@ -54,7 +54,14 @@ class Console(logging.StreamHandler):
 
 
 class LogFile(logging.FileHandler):
-    """A log file whose folder is made with it."""
+    """A log file whose folder is made with it; where it cannot be, nothing is written."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record."""
+        try:
+            super().emit(record)
+        except OSError:  # on opening; on writing, `logging` itself sees to it
+            self.handleError(record)
 
     def _open(self) -> TextIO:  # type: ignore[override]
         Path(self.baseFilename).parent.mkdir(parents=True, exist_ok=True)

@@ -12,7 +12,7 @@ from hydra.utils import get_method
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import hydra
-from irattack.commands.launch import as_sweep, divided, failures
+from irattack.commands.launch import as_sweep, divided, failures, of_launcher
 from irattack.commands.plans import Plan, definitions, plan
 from irattack.commands.progress import Progress
 from irattack.commands.settings import register_resolvers
@@ -54,7 +54,7 @@ def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[st
     Slurm may have some of them in its queue already; these are waited for.
     """
     progress = Progress(name, [cell for cell, _ in chosen])
-    if chosen and any(text.startswith("hydra/launcher=") for text in overrides):
+    if chosen and any(map(of_launcher, overrides)):
         from irattack.commands.submit import Submission
 
         if (submission := Submission(chosen[0][0].root, overrides)).of_slurm:
