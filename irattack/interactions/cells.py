@@ -143,6 +143,15 @@ def neighbours(grid: int) -> Tensor:
     return torch.cat([beside, below])
 
 
+def contexts(ids: Sequence[str], draws: Draws, samples: int, cells: int) -> tuple[Tensor, Tensor]:
+    """K contexts S of each image: random numbers, (B, K, L²), by which cells come first, and |S|.
+
+    |S| is uniform from 0 to L² − 2, (B, K); see `corners`.
+    """
+    order = draws.uniform(ids, 0, "contexts", (samples, cells))
+    return order, (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
+
+
 def corners(order: Tensor, size: Tensor, pair: Tensor, corner: Tensor) -> Tensor:
     """A context S without the cells i and j, and of them none, i, j or both: (b, L²) bool.
 
@@ -178,8 +187,7 @@ def neighbour_map(
     """
     cells = grid**2
     pairs = neighbours(grid)
-    order = draws.uniform(ids, 0, "contexts", (samples, cells))
-    size = (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
+    order, size = contexts(ids, draws, samples, cells)
 
     def sets(image: Tensor, which: Tensor) -> Tensor:
         corner, which = which % 4, which // 4  # 4 sets for each pair and context
@@ -217,9 +225,8 @@ def neighbour_average(
     Each of K ≥ 2 `samples` draws a pair and a context, as `neighbour_map` does for every pair;
     4 K forward passes an image.
     """
-    cells, pairs = grid**2, neighbours(grid)
-    order = draws.uniform(ids, 0, "contexts", (samples, cells))
-    size = (draws.uniform(ids, 0, "context sizes", (samples,)) * (cells - 1)).long()
+    pairs = neighbours(grid)
+    order, size = contexts(ids, draws, samples, grid**2)
     drawn = pairs[(draws.uniform(ids, 0, "pairs", (samples,)) * len(pairs)).long()]  # (B, K, 2)
 
     def sets(image: Tensor, which: Tensor) -> Tensor:

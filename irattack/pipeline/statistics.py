@@ -261,6 +261,22 @@ def mean_gain(
     return _of_scores(score, scores, copies), each
 
 
+def mean_rate(
+    rates: Sequence[np.ndarray],
+    rule: Rule = leave_one_out,
+    seed: int = 0,
+    counted: Sequence[np.ndarray] | None = None,
+) -> tuple[Interval, list[Interval]]:
+    """The mean of several rates of one attack, and each of them, in percent, as `mean_gain`.
+
+    They are gains over an attack that never succeeds.
+
+    Args:
+        rates: (T, N) bool each, all on the same images.
+    """
+    return mean_gain([(own, np.zeros_like(own)) for own in rates], rule, seed, counted)
+
+
 def _of_scores(score: np.ndarray, scores: np.ndarray, copies: np.ndarray) -> Interval:
     """The mean of (1, N) scores in percent, by how (R, N) vary over resamples."""
     n, d = score.size, design_effect(scores, copies)

@@ -9,7 +9,7 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import jobs_of
 from irattack.pipeline.price import Price, price_of
 from irattack.pipeline.results import arrays, rows
-from irattack.results.names import method_name, title
+from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 from irattack.results.tables import COLUMNS, gains, summaries
@@ -37,12 +37,6 @@ def mean_gain(ours: Cell, baseline: Cell) -> statistics.Interval:
         for target in ours.targets
     ]
     return statistics.mean_gain([(a, b) for a, b in pairs])[0]
-
-
-def signed(interval: statistics.Interval) -> str:
-    """A gain and its interval, as a table has it."""
-    value, low, high = interval
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:

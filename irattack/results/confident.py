@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
 import pandas as pd
 
 from irattack.pipeline import statistics
@@ -10,8 +9,8 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import arrays, rows
 from irattack.pipeline.statistics import Interval
 from irattack.pipeline.values import number
-from irattack.results.criteria import record, signed
-from irattack.results.names import method_name, title
+from irattack.results.criteria import record
+from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 
@@ -22,8 +21,7 @@ def rate_and_gain(cell: Cell, baseline: Cell, targets: Sequence[str]) -> dict[st
         [statistics.successes(arrays(one, target)["margins"]) for target in targets]
         for one in (cell, baseline)
     ]
-    nothing = [np.zeros_like(success) for success in both[0]]
-    percent, _ = statistics.mean_gain([*zip(both[0], nothing, strict=True)])
+    percent, _ = statistics.mean_rate(both[0])
     gain, _ = statistics.mean_gain([*zip(*both, strict=True)])
     return {"percent": percent, "gain": gain}
 

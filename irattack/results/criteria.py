@@ -18,7 +18,7 @@ from irattack.pipeline.job import job_of
 from irattack.pipeline.results import arrays
 from irattack.pipeline.statistics import Interval, Rule
 from irattack.pipeline.transfer import Answers, EqualLength
-from irattack.results.names import method_name, title
+from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 
@@ -33,12 +33,6 @@ CRITERIA = {
     "known": "the same, of the images that the target classifies correctly when clean",
     "same class": "the target's wrong class is the source's",
 }
-
-
-def signed(interval: Interval) -> str:
-    """A difference in points and its interval."""
-    value, low, high = interval
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
 
 
 def by_method(cells: Sequence[Cell]) -> dict[tuple[str, str, str], Cell]:
@@ -79,15 +73,11 @@ def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
             lengths = [a["lengths"][-1] for a in before]
             common = found["lengths"][0]
         kinds = {"as_it_is": own, "equal_length": equal}
-        means = {
-            f"{kind}_{what}": statistics.mean_gain(pairs)
-            for kind, given in kinds.items()
-            for what, pairs in (
-                ("success", [(a, np.zeros_like(a)) for a, _ in given]),
-                ("against", [(b, np.zeros_like(b)) for _, b in given]),
-                ("gain", given),
-            )
-        }
+        means = {}
+        for kind, pairs in kinds.items():
+            means[f"{kind}_success"] = statistics.mean_rate([ours for ours, _ in pairs])
+            means[f"{kind}_against"] = statistics.mean_rate([theirs for _, theirs in pairs])
+            means[f"{kind}_gain"] = statistics.mean_gain(pairs)
         where = {"source": cell.cfg.source, "norm": cell.norm, "attack": cell.method}
         where["over"] = against
         of = {"mean_l2": lengths[0].mean(), "mean_l2_over": lengths[1].mean()}
@@ -159,11 +149,8 @@ def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         for form, criterion, (rule_name, rule) in product(formats, CRITERIA, RULES.items()):
             own, counted = zip(*steps(cell, form, criterion), strict=True)
             base, _ = zip(*steps(baseline, form, criterion), strict=True)
-            nothing = [np.zeros_like(a) for a in own]
             means = {
-                "percent": statistics.mean_gain(
-                    [*zip(own, nothing, strict=True)], rule, 0, counted
-                ),
+                "percent": statistics.mean_rate(own, rule, 0, counted),
                 "gain": statistics.mean_gain([*zip(own, base, strict=True)], rule, 0, counted),
                 "over_leave_one_out": statistics.mean_gain(
                     [*zip(own, own, strict=True)], (rule, statistics.leave_one_out), 0, counted

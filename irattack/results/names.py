@@ -58,3 +58,9 @@ def method_name(method: str) -> str:
     """How a table writes a method: `ir lam=0.3` as `IR lam=0.3`."""
     name, _, settings = method.partition(" ")
     return f"{METHODS.get(name, name.upper())} {settings}".strip()
+
+
+def signed(interval: tuple[float, float, float]) -> str:
+    """How a table writes a gain and its interval, in points: `+3.1 [-0.4, +6.2]`."""
+    value, low, high = interval
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"

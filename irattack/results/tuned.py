@@ -8,8 +8,8 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.choosing import Best, Setting
 from irattack.pipeline.job import job_of
 from irattack.pipeline.results import rows
-from irattack.results.compared import MEAN, mean_gain, signed
-from irattack.results.names import method_name, title
+from irattack.results.compared import MEAN, mean_gain
+from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 from irattack.results.tables import gains, summaries
