@@ -60,8 +60,7 @@ def timed(cells: list[Cell], least: float) -> Speeds:
 def attack_seconds(cell: Cell, speeds: Speeds) -> float:
     """Forward and backward passes of the attack."""
     attack = attack_of(cell)
-    passes = attack.restarts * attack.steps * speed.probes(attack)
-    return cell.cfg.images * passes / speeds.probe[cell.cfg.source]
+    return cell.cfg.images * speed.most_gradients(attack) / speeds.probe[cell.cfg.source]
 
 
 def evaluation_seconds(cell: Cell, speeds: Speeds) -> float:

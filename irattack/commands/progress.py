@@ -71,12 +71,12 @@ class LogFile(logging.FileHandler):
 def passes(cell: Cell) -> float:
     """The work of a cell, in forward passes: of its attack, evaluation and analyses."""
     from irattack.pipeline.cell import attack_of
-    from irattack.pipeline.speed import probes
+    from irattack.pipeline.speed import most_gradients
 
     jobs, attack = jobs_of(cell), attack_of(cell)
     found = sum(job.passes for job in jobs)
     if any(isinstance(job, Results | OfAttack) for job in jobs):
-        found += cell.cfg.images * attack.steps * probes(attack) * (1 + BACK)
+        found += cell.cfg.images * most_gradients(attack) * (1 + BACK)
     if any(isinstance(job, Results) for job in jobs):
         found += cell.cfg.images * cell.recorded * len(cell.targets)
     return found or 1.0

@@ -174,19 +174,18 @@ def output(cells: list[Cell]) -> str:
 
 def work(cells: list[Cell]) -> str:
     """A line a cell: what is attacked, with how many passes, and what of it is done."""
-    from irattack.pipeline.speed import probes
+    from irattack.pipeline.speed import most_gradients
 
     rows, total = [], 0
     for cell in cells:
         attack, cfg = attack_of(cell), cell.cfg
-        steps, each = attack.steps, probes(attack)
         jobs = jobs_of(cell)
         artifacts = sum(len(job.names) for job in jobs)
         done = artifacts - sum(len(job.missing()) for job in jobs)
         total += artifacts - done
         lam = None if attack.interaction is None else attack.interaction.lam
-        first = [cell.method, cfg.source, cell.norm, lam, cfg.images, steps]
-        passes = cfg.images * steps * each * attack.restarts
+        first = [cell.method, cfg.source, cell.norm, lam, cfg.images, attack.steps]
+        passes = cfg.images * most_gradients(attack)
         evaluated = cfg.images * cell.recorded * len(cell.targets)
         rows.append([*first, passes, evaluated, f"{done} of {artifacts}"])
     heads = ["attack", "source", "norm", "λ", "images", "steps"]

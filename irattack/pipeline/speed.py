@@ -103,6 +103,11 @@ def probes(attack: Attack, delta: Tensor | None = None) -> int:
     return sum(term.probes for term in terms if not term.at_delta) + len(shared)
 
 
+def most_gradients(attack: Attack) -> int:
+    """As many as `gradients` if no step is at δ = 0: what a run is expected to take."""
+    return attack.restarts * attack.steps * probes(attack)
+
+
 def gradients(attack: Attack) -> int:
     """How many images an attack sends forward and back for one image, all steps and restarts.
 
