@@ -168,8 +168,11 @@ def test_commands_are_those_that_there_are(text: Path, monkeypatch: pytest.Monke
         elif words[0].endswith("irattack"):
             name = words[1] if "=" not in words[1] and words[1][0] != "-" else "run"
             assert name in COMMANDS, words
-            table = next((word for word in words[2:3] if word in tables), "")
-            assert table or not COMMANDS[name].arguments.startswith("TABLE"), words
+            table = ""
+            if COMMANDS[name].arguments.startswith("TABLE"):
+                table = words[2]
+                own = [ROOT / word.partition("=")[2] for word in words if "--config-dir=" in word]
+                assert table in tables | {path.stem for one in own for path in one.glob("table/*")}
             compose(words[1:], table, monkeypatch)
         elif words[:2] == ["python", "-m"]:
             assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words

@@ -67,7 +67,7 @@ def test_ls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(OWN, str(tmp_path))
     (tmp_path / "attack").mkdir()
     (tmp_path / "attack" / "mine.yaml").write_text("# Of my own.\ndefaults: [base]\nname: mine\n")
-    assert "mine        Of my own." in ls.ls("attacks", []).splitlines()
+    assert re.search(r"(?m)^mine +Of my own\.$", ls.ls("attacks", []))
     for kind in ls.KINDS:
         lines = ls.ls(kind, []).splitlines()
         assert all(len(line.split()) > 1 for line in lines if line), kind  # each says something
