@@ -172,7 +172,8 @@ def test_commands_are_those_that_there_are(text: Path, monkeypatch: pytest.Monke
             if COMMANDS[name].arguments.startswith("TABLE"):
                 table = words[2]
                 own = [ROOT / word.partition("=")[2] for word in words if "--config-dir=" in word]
-                assert table in tables | {path.stem for one in own for path in one.glob("table/*")}
+                known = tables | {path.stem for one in own for path in one.glob("table/*")}
+                assert table in known, words
             compose(words[1:], table, monkeypatch)
         elif words[:2] == ["python", "-m"]:
             assert (ROOT / f"{words[2].replace('.', '/')}.py").is_file(), words
