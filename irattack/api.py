@@ -39,7 +39,7 @@ from irattack.pipeline.settings import Settings, settings_of
 
 Value = str | float | bool | None
 MICRO_BATCH = 128  # where a benchmark's is `auto`: nothing is measured here
-KNOWN = (*OF_ATTACK, "loss", "eps", "norm", "protocol", "seed", "micro_batch")
+KNOWN = (*OF_ATTACK, "loss", "goal", "eps", "norm", "protocol", "seed", "micro_batch")
 
 
 def attack(
@@ -65,7 +65,7 @@ def attack(
         net: from images in [0, 1] to logits (B, classes); as it was afterwards. SGM needs to know
             its residual branches, `skip` of `models.Network`.
         x: images (B, C, H, W) in [0, 1].
-        y: their labels (B,).
+        y: their labels (B,); with goal="targeted", the classes that they shall be given.
         benchmark: the benchmark whose numbers (eps, steps, samples, cells, grid …) hold where none
             are given, as on the command line; "imagenet" has the paper's, for images of 224 px. λ
             is that of the network's yaml, if it has one, else the benchmark's.
@@ -73,8 +73,8 @@ def attack(
         ids: names of the images, on which the random numbers depend; by default hashes of their
             pixels, so that equal images get equal numbers.
         settings: of the attack, as on the command line (`irattack --help`): eps, steps, norm, lam,
-            gamma, loss, start, samples, cells, grid, c, p, tau, protocol, seed, micro_batch; and
-            with a dot in their name in a dictionary, **{"benchmark.kernel": 5}.
+            gamma, loss, goal, start, samples, cells, grid, c, p, tau, protocol, seed, micro_batch;
+            and with a dot in their name in a dictionary, **{"benchmark.kernel": 5}.
 
     Raises:
         InputError: an argument that cannot be used; the sentence says what is allowed.

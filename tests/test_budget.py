@@ -28,7 +28,7 @@ from irattack.pipeline.images import listing
 from irattack.pipeline.job import job_of
 from irattack.pipeline.price import Price, price_of
 from irattack.pipeline.results import Results, arrays
-from irattack.results.compared import reference
+from irattack.results.compared import interactions, reference
 from irattack.results.tuned import told
 
 SMALL = ["images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1"]
@@ -313,3 +313,17 @@ def test_test_images_have_no_part_in_the_choice(tmp_path: Path) -> None:
     assert 0 < len(rows) < 60
     kept = [entry.id in names for entry in other.images]
     np.testing.assert_array_equal(rows, np.flatnonzero(~np.array(kept)))
+
+
+def test_correlations_name_what_they_are_over() -> None:
+    rows = [
+        {"source": "alexnet", "norm": norm, "attack": attack, "average_interaction": value}
+        | {"last_step_percent": 10 * value * sign}
+        for norm, sign in (("linf", 1), ("l2", -1))
+        for value, attack in enumerate(("pgd", "mi", "ir"))
+    ]
+    _, first, second = interactions(pd.DataFrame(rows), 1.0)
+    assert first.startswith("AlexNet, L∞: Spearman correlation")
+    assert first.endswith("3 attacks: +1.00.")
+    assert second.startswith("AlexNet, L2: ")
+    assert second.endswith("3 attacks: -1.00.")

@@ -105,7 +105,7 @@ MISTAKES = {
     "output=[1]": "output=[1]: expected the path of a folder",
     "jobs=[{_target_:nowhere.Work}]": "cannot be made",
     "jobs=[{_target_:irattack.pipeline.measures.Contributions,len:1}]": "cannot be made",
-    "loss=foo": "expected one of ce, margin",
+    "loss=foo": "expected one of ce, logit, margin",
     "start=foo": "expected one of auto, random, zero",
     "lam=0,1": "-m to run once for each",
     "epsilon=1": "did you mean precision or eps",

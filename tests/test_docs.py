@@ -1,5 +1,6 @@
 """The documentation: built without a warning, asks the network for nothing, and says what is so."""
 
+import ast
 import re
 import shlex
 import shutil
@@ -190,6 +191,18 @@ def test_the_python_of_the_docs_runs() -> None:
     exec(code, names)
     assert 0 <= names["rate"] <= 1
     assert names["inside"].shape == (4,)
+
+
+def test_brackets_are_quoted_for_every_shell() -> None:
+    """Outside quotes, zsh takes them for a pattern of file names, and stops."""
+    texts = [*TEXTS, conf.CONF / "config.yaml", *(ROOT / "irattack/commands").glob("*.py")]
+    for path in texts:
+        text = path.read_text("utf-8")
+        if path.suffix == ".py":
+            text = ast.get_docstring(ast.parse(text)) or ""
+        text = re.sub(r"(?s)```(python|yaml|diff)\n.*?```", "", text)
+        text = re.sub(r'EXTRA="[^"]*"', "", text)
+        assert re.findall(r"(?<![\w.+~'])[+~]*[a-z][\w.]*=\[.*", text) == [], path.name
 
 
 def test_the_picture_and_the_headline_are_of_the_same_numbers(

@@ -4,6 +4,7 @@ import math
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -75,11 +76,30 @@ for row, key in zip(found, [(3, 2**64 - 5), (7, 9)]):
 """
 
 
+COMPILER = """
+import sys
+import triton
+from triton.backends.compiler import GPUTarget
+from irattack.attacks import philox
+types = {"found": "*fp32", "keys": "*i64", "count": "i32", "LANES": "constexpr"}
+source = triton.compiler.ASTSource(philox._kernel, types, {"LANES": 128})
+assert triton.compile(source, GPUTarget("cuda", int(sys.argv[1]), 32)).asm["cubin"]
+"""
+
+
 @pytest.mark.skipif(philox.triton is None, reason="Triton is there where PyTorch has CUDA")
 def test_the_kernel_of_cuda_gives_the_same_numbers() -> None:
     """In Triton's interpreter, which must be chosen before Triton is imported."""
     kernel = [sys.executable, "-W", "ignore", "-c", KERNEL]
     subprocess.run(kernel, check=True, env=os.environ | {"TRITON_INTERPRET": "1"})
+
+
+@pytest.mark.skipif(philox.triton is None, reason="Triton is there where PyTorch has CUDA")
+@pytest.mark.parametrize("capability", [75, 80, 90])
+def test_the_kernel_of_cuda_compiles(capability: int, tmp_path: Path) -> None:
+    """To the code of a GPU that need not be there; the interpreter above compiles nothing."""
+    compiler = [sys.executable, "-W", "ignore", "-c", COMPILER, str(capability)]
+    subprocess.run(compiler, check=True, env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)})
 
 
 def test_replacement_draws_fewer_distinct_cells() -> None:

@@ -66,7 +66,10 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     parts: dict[str, Any] = report["parts"]
     assert {found["outcome"] for found in parts.values()} == {"ok"}, page
     assert held
-    assert parts["agree"]["pieces"] == {"mi": [0, 1], "di": [0, 1], "sgm": [0, 1]}
+    assert parts["agree"]["pieces"].keys() == {"mi", "di", "sgm"}
+    for distance, signs, rounding in parts["agree"]["pieces"].values():
+        assert 0 < distance == rounding < 1e-5
+        assert signs > 0.999
     assert parts["memory"]["fits"] == 64
     assert parts["trial"]["micro-batch"] == 16
     # HybridIR: 2 noisy copies, v(Λ) and two probes for each of 2 sets
@@ -75,6 +78,22 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert parts["fp32"]["bench"]["networks"]["photos/alexnet"]["micro_batch"] == 8
     assert "together" in page
     assert "photos/alexnet" in page
+
+
+def test_a_gradient_that_is_longer_on_the_device_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a fiftieth, with the same signs, on the device alone: every third direction asked for."""
+    real, asked = gpu_checks.Lab.direction, list[bool]()
+
+    def direction(*given: Any) -> torch.Tensor:
+        asked.append(len(asked) % 3 == 2)
+        return real(*given) * (1.02 if asked[-1] else 1)
+
+    monkeypatch.setattr(gpu_checks.Lab, "direction", direction)
+    monkeypatch.setattr(gpu_checks, "PIECES", ("pgd",))
+    with pytest.raises(gpu_checks.DisprovedError, match=r"pgd: 2\.0e-02 from .*100\.00 % of"):
+        gpu_checks.agree(small(tmp_path))
 
 
 def test_what_fails_is_reported_and_the_others_go_on(
@@ -151,7 +170,7 @@ def test_what_a_device_gets_wrong_is_found(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(gpu_checks, "PIECES", ("pgd",))
     with pytest.raises(gpu_checks.DisprovedError, match=r"fp32: \d+ of \d+ elements differ"):
         gpu_checks.repeat(cfg)
-    with pytest.raises(gpu_checks.DisprovedError, match=r"pgd: \S+ from the CPU, .* signs agree"):
+    with pytest.raises(gpu_checks.DisprovedError, match=r"pgd: \S+ from float64, .* signs agree"):
         gpu_checks.agree(cfg)
     with pytest.raises(gpu_checks.DisprovedError, match=r"after the memory ended"):
         gpu_checks.memory(cfg)

@@ -23,6 +23,7 @@ from irattack.attacks.pieces import (
     Momentum,
 )
 from irattack.attacks.randomness import Draws
+from irattack.attacks.skip import SkipGradient
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError
@@ -258,7 +259,7 @@ def test_protocol_authors_sets_every_value(config: None) -> None:
     assert attack.record == "before"
     assert attack.samples is not None
     assert attack.samples.reduction == "sum"
-    assert attack.backward is not None
+    assert isinstance(attack.backward, SkipGradient)
     assert attack.backward.rule == "authors"
     assert attack.interaction is not None
     assert attack.interaction.replacement

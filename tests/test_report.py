@@ -145,11 +145,45 @@ def test_it_fits_a_phone_and_says_what_pictures_show(page: Any) -> None:
     assert {link[1:] for link in links} <= {*ids}
 
 
+def test_a_wide_figure_stays_readable_on_a_phone(page: Any) -> None:
+    """It scrolls in its own box, where it would be shrunk to small print."""
+    inches, least = 7, 90  # four panels; pixels an inch at which their 7 points can be read
+    picture, box, whole = page.locator("figure img").first.evaluate(
+        """(image, inches) => {
+            const before = image.getAttribute("style");
+            image.style.setProperty("--inches", inches);
+            const root = document.documentElement;
+            const widths = [image.clientWidth, image.parentElement.clientWidth, root.scrollWidth];
+            image.setAttribute("style", before);
+            return widths;
+        }""",
+        inches,
+    )
+    assert picture >= least * inches
+    assert box <= whole <= 390
+
+
+def test_on_paper_stands_what_a_click_would_show(page: Any) -> None:
+    page.emulate_media(media="print", color_scheme="dark")
+    try:
+        for what in (".chart", "summary", "nav", "fieldset.show"):
+            assert not page.locator(what).first.is_visible()
+        assert page.locator("figure img").first.is_visible()
+        assert page.locator("details dl").first.is_visible()
+        ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
+        assert ground == "rgb(255, 255, 255)"
+    finally:
+        page.emulate_media(media="screen", color_scheme="light")
+    assert page.locator(".chart").first.is_visible()
+    assert not page.locator("details dl").first.is_visible()
+
+
 def test_the_page_names_what_is_missing_and_what_it_was_made_with(root: Path) -> None:
     text = (root / "report/index.html").read_text("utf-8")
     for name in plans.definitions().keys() - {"table1", "fig7"}:
         assert f"make reproduce-{name}<" in text
     for one in record.read(root):
+        assert not any("[" in fact for run in one.made_with for fact in run.values())
         assert {run["commit"] for run in one.made_with} <= {*re.findall(r"<dd>(\w+\+?)</dd>", text)}
         assert one.settings["steps"] == "3"
     markup = re.sub(r"<script>.*?</script>", "", text, flags=re.DOTALL)
@@ -266,4 +300,6 @@ def test_charts_are_specifications_that_vega_lite_compiles() -> None:
         assert spec is not None
         vega = vl_convert.vegalite_to_vega(json.dumps(spec))
         assert vega["description"] == "x"
+        if "lam" in more:
+            assert ">0.5<" in vl_convert.vegalite_to_svg(spec)  # λ, not rounded
     assert build.charts.of_frame("x", pd.DataFrame(rows)) is None

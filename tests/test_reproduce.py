@@ -1,5 +1,6 @@
 """Every table and figure, made small: its files are there, whole, and say what was measured."""
 
+import json
 from pathlib import Path
 
 import matplotlib.image
@@ -28,6 +29,7 @@ from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import Results, arrays, transfer_utility
 from irattack.pipeline.sources import Proofs
 from irattack.pipeline.steps import last_frame
+from irattack.results import plotting
 from irattack.results.claims import interaction_record
 
 SMALL = [
@@ -83,6 +85,16 @@ def test_it_is_made(
         (path,) = (folder / "photos" / kind).glob(f"{name}-*_gain.csv")
         found = pd.read_csv(path)
         assert set(zip(found.over, found.attack, strict=True)) == {tuple(pair) for pair in gain}
+
+    if name == "interactions":  # what its claims say is the difference of two of its rows
+        (path,) = (folder / "photos" / kind).glob(f"{name}-*.json")
+        (data,) = (pd.read_csv(each) for each in path.parent.glob(f"{name}-*.csv"))
+        average = data.set_index("attack").average_interaction
+        specs = plans.load_definition(name)["claims"]
+        for claim, spec in zip(json.loads(path.read_text())["claims"], specs, strict=True):
+            expected = average[spec["more"]] - average[spec["less"]]
+            assert claim["mean"] == pytest.approx(expected, abs=2e-4)
+            assert f"{claim['says']}: " in printed
 
     def never(*_: object) -> None:
         raise AssertionError("the second call must answer from the disk")
@@ -239,3 +251,18 @@ def test_cells_are_what_hydra_composes(name: str) -> None:
             alone = Cell(compose("config", overrides=[*given, "seed=3"]))
             assert alone.cfg == cell_.cfg
             assert alone.key == cell_.key
+
+
+def test_a_legend_keeps_within_a_narrow_figure() -> None:
+    figure, axes = plotting.panels(1, 2, width=3.4, height=2.4)
+    for number in range(7):
+        axes[0].plot([0, 1], label=f"a network {number}")
+    plotting.legend_below(figure, axes, 7)
+    figure.canvas.draw()
+    (legend,) = figure.legends
+    assert len(legend.get_texts()) == 7
+    extent = legend.get_window_extent()
+    assert extent.x0 >= 0
+    assert extent.x1 <= figure.bbox.width
+    assert extent.y1 <= axes[0].get_tightbbox().y0 + 1  # nor does it cover the axis
+    plotting.plt.close(figure)

@@ -1,11 +1,21 @@
-"""DI: random resizes and pads of a batch, as products with a table an axis (Xie et al., 2019)."""
+"""Input transforms T: DI (Xie et al., 2019), SI (Lin et al., 2020), SSA (Long et al., 2022).
 
+Resizes and spectra of a batch are products with a table an axis.
+
+A transform takes images and random numbers. By itself it gets four numbers in [0, 1) an image; one
+that has `copies` is averaged over so many of each image, and one that has `drawn` draws its own.
+"""
+
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from irattack.attacks.randomness import Draws
 from irattack.errors import InputError
 
 
@@ -62,6 +72,71 @@ def _tables(images: Tensor, wide: int, new: Tensor, shift: Tensor) -> Tensor:
     nearest = (source * ratio[:, None, None]).long().clamp_(0, side - 1)
     weight = torch.stack([1 - share, share]) * inside
     return ((nearest[..., None] == pixel) * weight[..., None]).sum(dim=1)
+
+
+@dataclass(frozen=True)
+class ScaledCopies:
+    """SI: J averages ℓ(h((x + δ) / 2^i)) over i = 0 … m − 1 (Lin et al., 2020).
+
+    Args:
+        copies: m; 5 in the paper. 1 is the image alone.
+    """
+
+    copies: int = 5
+
+    def drawn(
+        self, ids: Sequence[str], step: int, draws: Draws, times: int, shape: Sequence[int]
+    ) -> Tensor:
+        """The i of each copy, (B, times · copies, 1); nothing of it is random."""
+        return torch.arange(self.copies).repeat(len(ids), times)[..., None]
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images (b, C, H, W), their i (b, 1) -> (b, C, H, W)."""
+        return images * (0.5 ** draws.to(images.dtype)).view(-1, 1, 1, 1)
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """SSA: T(z) = IDCT(M ⊙ DCT(z + ξ)), averaged over copies (Long et al., 2022).
+
+    ξ ~ N(0, σ² I) and M uniform in [1 − ρ, 1 + ρ], for each pixel and frequency of each channel;
+    the cosine transform is that of whole images.
+
+    Args:
+        copies: N, copies an image and step; 20 in the paper.
+        sigma: σ, in units of [0, 1] images; the paper takes ε.
+        rho: ρ; 0.5 in the paper. 0 with σ = 0 is the image itself.
+    """
+
+    copies: int
+    sigma: float
+    rho: float = 0.5
+
+    def drawn(
+        self, ids: Sequence[str], step: int, draws: Draws, times: int, shape: Sequence[int]
+    ) -> Tensor:
+        """ξ and M − 1, (B, times · copies, 2, C, H, W)."""
+        each = (times * self.copies, *shape)
+        noise = self.sigma * draws.normal(ids, step, "spectrum noise", each)
+        masks = self.rho * (2 * draws.uniform(ids, step, "spectrum", each) - 1)
+        return torch.stack([noise, masks], dim=2)
+
+    def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
+        """Images (b, C, H, W), their ξ and M − 1 (b, 2, C, H, W) -> (b, C, H, W)."""
+        noise, masks = draws.to(images.dtype).unbind(dim=1)
+        z = images + noise
+        rows, columns = (_cosines(side, z.dtype, z.device) for side in z.shape[-2:])
+        change = masks * _Separable.apply(z, rows, columns)
+        return z + _Separable.apply(change, rows.mT, columns.mT)
+
+
+@cache
+def _cosines(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """The orthonormal cosine transform of an axis (DCT-II), (1, side, side)."""
+    pixel = torch.arange(side, dtype=torch.float64)
+    table = torch.cos(math.pi / side * pixel[:, None] * (pixel + 0.5)) * (2 / side) ** 0.5
+    table[0] /= 2**0.5
+    return table[None].to(device, dtype)
 
 
 class _Separable(torch.autograd.Function):

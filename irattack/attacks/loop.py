@@ -6,10 +6,16 @@ For step t and each image, with the paper's symbols:
            − λ (1/K) Σ_k [ v(Λ) − v(Λ∖S_k) − v(S_k) + v(∅) ]                      (Eqs. 5, 42)
     g = ∇_δ [ J − c ‖δ‖_p^p ]
                         (SGM: the backward pass through each residual branch is scaled by γ;
+                         LinBP: that through later ReLUs is linear;
+                         NI, RAP: ∇J at another point; EMI, VMI, PGN, GRA: of several points;
                          c = 0 but in the relaxed attack, Eq. 8)
     g ← W ∗ g                                                                     (TI)
     m ← μ m + g / ‖g‖₁                                                            (MI)
     δ ← Π_ε( δ + α · direction(m) ),  x + δ ∈ [0, 1]                       (Eqs. 9, 10, 11)
+                        (PI, GRA: another step than α · direction(m))
+
+Targeted, y is the wanted class and J is negated: −ℓ is raised, and the interaction of −v, which is
+h_y − max_{y' ≠ y} h_y', is lowered.
 """
 
 from collections.abc import Iterator, Sequence
@@ -20,7 +26,9 @@ from itertools import count, islice
 import torch
 from torch import Tensor, nn
 
+from irattack.attacks.linear import LinearBackward
 from irattack.attacks.losses import cross_entropy
+from irattack.attacks.moves import PatchWise, SignDecay
 from irattack.attacks.norms import Norm
 from irattack.attacks.objective import Term, Transform, Value, gradient
 from irattack.attacks.pieces import (
@@ -33,11 +41,23 @@ from irattack.attacks.pieces import (
     Momentum,
     StopAtLength,
 )
+from irattack.attacks.points import (
+    At,
+    EnhancedMomentum,
+    GradientNorm,
+    GradientRelevance,
+    Lookahead,
+    Past,
+    ReversePerturbation,
+    VarianceTuning,
+)
 from irattack.attacks.randomness import Draws, to_device
 from irattack.attacks.skip import SkipGradient
 from irattack.errors import InputError, one_of
 
+Estimate = EnhancedMomentum | VarianceTuning | GradientNorm | GradientRelevance
 STARTS = ("auto", "random", "zero", "noise")
+GOALS = ("untargeted", "targeted")
 
 
 @dataclass(frozen=True)
@@ -54,8 +74,11 @@ class Attack:
         samples: the noise ξ, or copies without noise for the transform, or None.
         transform: the input transform T, or None.
         backward: a context in which gradients of the model are taken, or None.
+        look: to the point at which the gradient is taken, or None for δ itself.
+        estimate: the gradient from those at several points, or None for that at the point.
         smooth: W, or None.
         accumulate: from the last m and the gradient to the next m.
+        move: from m to what is added to δ, or None for α · direction(m).
         penalty: c ‖δ‖_p^p, or None.
         stop: an image that it says has arrived keeps its δ, or None.
         start: δ_0 is `random` (uniform in the ball), `noise` (a Gaussian direction, on the surface
@@ -65,7 +88,9 @@ class Attack:
             the authors' code), or only the `last` one is (x^T).
         every: only every so many steps is yielded, the last one always among them.
         restarts: so many runs, each with random numbers of its own; of each image the run is
-            yielded whose last step has the highest loss ℓ on the model that is attacked.
+            yielded whose last step has the highest loss ℓ on the model that is attacked; targeted,
+            the lowest.
+        goal: `untargeted`, or `targeted`: the labels are the classes that images shall be given.
         clip: whether x + δ is kept in [0, 1]; the proofs of the propositions do without, and what
             they give cannot be stored as images.
     """
@@ -78,9 +103,12 @@ class Attack:
     masked: MaskedLoss | None = None
     samples: GaussianNoise | Copies | None = None
     transform: Transform | None = None
-    backward: SkipGradient | None = None
+    backward: SkipGradient | LinearBackward | None = None
+    look: Lookahead | ReversePerturbation | None = None
+    estimate: Estimate | None = None
     smooth: GaussianKernel | None = None
     accumulate: Momentum = field(default_factory=Momentum)
+    move: PatchWise | SignDecay | None = None
     penalty: LengthPenalty | None = None
     stop: StopAtLength | None = None
     start: str = "auto"
@@ -88,9 +116,11 @@ class Attack:
     every: int = 1
     restarts: int = 1
     clip: bool = True
+    goal: str = "untargeted"
 
     def __post_init__(self) -> None:
         one_of("start", self.start, STARTS)
+        one_of("goal", self.goal, GOALS)
         one_of("record", self.record, ("after", "before", "last"))
         if min(self.every, self.restarts) < 1:
             raise InputError(
@@ -100,6 +130,17 @@ class Attack:
             raise InputError(
                 "attack: copies without noise are all alike without an input transform; add one "
                 "(+piece=[di]), or noise (+piece=[vr])."
+            )
+        if isinstance(self.look, Lookahead) and self.accumulate.rule != "original":
+            raise InputError(
+                f"attack: NI looks ahead along the momentum of accumulate.rule=original, and this "
+                f"is rule={self.accumulate.rule}; use that rule, or leave NI out."
+            )
+        if isinstance(self.look, Lookahead) and self.look.mu not in (0, self.accumulate.mu):
+            raise InputError(
+                f"attack: NI looks ahead by look.mu={self.look.mu:g} of a momentum of "
+                f"accumulate.mu={self.accumulate.mu:g}; set both alike (+piece=[mi] has 1), or "
+                "leave NI out."
             )
         if self.interaction is not None and self.interaction.balance and not self.classify:
             raise InputError(
@@ -138,7 +179,10 @@ class Attack:
         return terms
 
     def classification(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> Term:
-        """Σ_i ℓ(h(T_i(x + δ + ξ_i)), y) / M; each of the M probes has a draw of T of its own."""
+        """Σ_i ℓ(h(T_i(x + δ + ξ_i)), y) / M; each of the M probes has a draw of T of its own.
+
+        A transform that is itself a mean over copies has as many draws for each of the M.
+        """
         weight, copies, noise, random = delta.new_ones(len(delta)), 1, None, None
         if self.samples is not None:
             copies = self.samples.samples
@@ -147,8 +191,38 @@ class Attack:
             if self.samples.reduction == "mean":
                 weight = weight / copies
         if self.transform is not None:
-            random = to_device(draws.uniform(ids, step, "transform", (copies, 4)), delta.device)
+            if hasattr(self.transform, "drawn"):
+                random = self.transform.drawn(ids, step, draws, copies, delta.shape[1:])
+            else:
+                random = draws.uniform(ids, step, "transform", (copies, 4))
+            random = to_device(random, delta.device)
+            each = random.shape[1] // copies
+            if each > 1:
+                weight = weight / each
+                noise = None if noise is None else noise.repeat_interleave(each, dim=1)
         return Term(self.loss, weight, noise=noise, transform=self.transform, draws=random)
+
+    def estimated(
+        self,
+        at: At,
+        delta: Tensor,
+        m: Tensor,
+        ids: Sequence[str],
+        step: int,
+        draws: Draws,
+        past: Past,
+    ) -> Tensor:
+        """The gradient of step t, (B, C, H, W), by as many calls of `at` as the slots take.
+
+        Args:
+            at: called with a δ (B, C, H, W) and a name, the gradient of J there.
+            past: what the slots remember of earlier steps, which is changed.
+        """
+        drawing = ids, step, draws
+        point = delta if self.look is None else self.look(at, delta, m, self.norm, *drawing)
+        if self.estimate is None:
+            return at(point)
+        return self.estimate(at, point, self.norm, past, *drawing)
 
     def update(
         self,
@@ -161,21 +235,32 @@ class Attack:
         step: int,
         draws: Draws,
         micro_batch: int = 256,
+        past: Past | None = None,
     ) -> tuple[Tensor, Tensor]:
         """Step t ≥ 1 of the loop: the next δ and m from the last, all (B, C, H, W).
 
         An image whose gradient is not finite gets δ = NaN.
+
+        Args:
+            past: what the slots remember of earlier steps, which is changed; None for nothing.
         """
-        terms = self.terms(delta, ids, step, draws)
-        with self.backward(model) if self.backward else nullcontext():
-            one_graph = self.backward is not None and self.backward.one_graph
-            g = gradient(model, x, delta, y, terms, micro_batch, one_graph)
+        past = {} if past is None else past
+        sign = -1 if self.goal == "targeted" else 1
+
+        def at(point: Tensor, name: str = "") -> Tensor:
+            terms = self.terms(point, ids, step, draws.at(name))
+            with self.backward(model) if self.backward else nullcontext():
+                one_graph = self.backward is not None and self.backward.one_graph
+                return sign * gradient(model, x, point, y, terms, micro_batch, one_graph)
+
+        g = self.estimated(at, delta, m, ids, step, draws, past)
         if self.penalty is not None:
             g = g - self.penalty.gradient(delta)
         if self.smooth is not None:
             g = self.smooth(g)
         m = self.accumulate(m, g, step)
-        moved = self.norm.project(delta + self.norm.step(m))
+        added = self.norm.step(m) if self.move is None else self.move(m, self.norm, past)
+        moved = self.norm.project(delta + added)
         moved = clip(x, moved) if self.clip else moved
         # sign(NaN) = 0 and g / ∞ = 0 would pass for an attack that stands still; where, unlike an
         # `if`, does not wait for the device
@@ -201,7 +286,7 @@ def perturbations(
     Args:
         model: from images in [0, 1] to logits, frozen and in eval mode.
         x: clean images (B, C, H, W) in [0, 1].
-        y: their labels (B,).
+        y: their labels (B,), or the wanted classes of a targeted attack.
         ids: their names, on which the random numbers depend.
         micro_batch: probes evaluated at once.
         start: δ_0, instead of the attack's own.
@@ -210,10 +295,10 @@ def perturbations(
     def trajectory(draws: Draws) -> Iterator[Tensor]:  # δ_0, δ_1, …
         delta = attack.first(x, ids, draws) if start is None else start
         delta = clip(x, delta) if attack.clip else delta
-        m = torch.zeros_like(x)
+        m, past = torch.zeros_like(x), Past()
         for step in count(1):
             yield delta
-            delta, m = attack.update(model, x, y, delta, m, ids, step, draws, micro_batch)
+            delta, m = attack.update(model, x, y, delta, m, ids, step, draws, micro_batch, past)
 
     kept = attack.recorded
     runs = (
@@ -232,13 +317,17 @@ def _highest(
     runs: Iterator[Iterator[Tensor]],
     micro_batch: int,
 ) -> Iterator[Tensor]:
-    """Of each image, the run whose last recorded δ has the highest loss; NaN counts as highest."""
+    """Of each image, the run whose last recorded δ has the highest loss; NaN counts as highest.
+
+    Of a targeted attack, the lowest.
+    """
     chosen, highest = list[Tensor](), torch.full(y.shape, -torch.inf, device=x.device)
     for run in runs:
         with torch.enable_grad():
             found = list(run)
         parts = zip(*(each.split(micro_batch) for each in (x + found[-1], y)), strict=True)
         loss = torch.cat([attack.loss(model(z), label, label) for z, label in parts])
+        loss = -loss if attack.goal == "targeted" else loss
         better = ((loss > highest) | loss.isnan()).view(-1, 1, 1, 1)
         highest = torch.where(better.flatten(), loss, highest)
         pairs = zip(found, chosen or found, strict=True)

@@ -1,4 +1,8 @@
-"""What is maximised: functions of logits. All take logits (B, C), labels (B,) and rivals (B,)."""
+"""What is maximised: functions of logits. All take logits (B, C), labels (B,) and rivals (B,).
+
+A targeted attack minimises them, with the wanted classes as labels: the negated margin,
+h_t − max_{y' ≠ t} h_y', is above 0 where the wanted class t is given.
+"""
 
 from collections.abc import Callable
 
@@ -33,11 +37,20 @@ def margin_loss(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tenso
     return margin(logits, y)
 
 
-LOSSES = {"ce": cross_entropy, "margin": margin_loss}  # margin: Appendix E.1
+def logit_loss(logits: Tensor, y: Tensor, rival: Tensor | None = None) -> Tensor:
+    """−h_y; for a wanted class y it is minimised (Zhao et al., 2021)."""
+    return -logits.gather(1, y[:, None]).squeeze(1)
+
+
+LOSSES = {  # margin: Appendix E.1
+    "ce": cross_entropy,
+    "logit": logit_loss,
+    "margin": margin_loss,
+}
 UTILITIES = {"set": margin_loss, "step": margin}  # v(S), with y' of each set or of each step
 
 
 def by_name(name: str) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """The classification loss that `loss=` names: ce or margin."""
+    """The classification loss that `loss=` names: ce, logit or margin."""
     one_of("loss", name, LOSSES)
     return LOSSES[name]

@@ -39,9 +39,19 @@ def l2_length(t: Tensor) -> Tensor:
     return torch.linalg.vector_norm(t, dim=(1, 2, 3), keepdim=True)
 
 
+def l1_length(t: Tensor) -> Tensor:
+    """‖t‖₁ of each image, (B, C, H, W) -> (B, 1, 1, 1)."""
+    return t.abs().sum(dim=(1, 2, 3), keepdim=True)
+
+
 def of_length(delta: Tensor, length: float | Tensor) -> Tensor:
     """Perturbations scaled to an L2 length, one for all or (B, 1, 1, 1); zero stays zero."""
     return delta * (length / l2_length(delta).clamp_min(1e-12))
+
+
+def along(norm: Norm, g: Tensor) -> Tensor:
+    """g with the L1 length of a step, (B, C, H, W): α g / mean|g| in L∞; zero stays zero."""
+    return g * (l1_length(norm.step(g)) / l1_length(g).clamp_min(torch.finfo(g.dtype).tiny))
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,6 @@ import logging
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -80,8 +79,8 @@ def _compiles(device: torch.device) -> bool:
 
 if triton is not None:
 
-    @triton.jit
-    def _kernel(found: Any, keys: Any, count: Any, LANES: tl.constexpr) -> None:  # noqa: N803
+    @triton.jit  # which compiles the annotations, too, and knows of no `Any`
+    def _kernel(found, keys, count, LANES: tl.constexpr):  # type: ignore[no-untyped-def] # noqa: N803
         row = tl.program_id(1).to(tl.int64)
         counter = (tl.program_id(0) * LANES + tl.arange(0, LANES)).to(tl.uint64)
         zero = tl.zeros([LANES], dtype=tl.uint64)

@@ -5,7 +5,14 @@ interaction   Interaction      IR    (Section 5, Eq. 42)
 samples       GaussianNoise    VR    (Section 4; Wu et al., 2018)
               Copies           draws of the transform, averaged
 transform     ResizeAndPad     DI    (Xie et al., 2019), in diversity.py
+              ScaledCopies     SI    (Lin et al., 2020), there too
+              Spectrum         SSA   (Long et al., 2022), there too
+              ShuffleAndRotate BSR   (Wang et al., 2024), in shuffle.py
 backward      SkipGradient     SGM   (Section 4; Wu et al., 2020), in skip.py
+              LinearBackward   LinBP (Guo et al., 2020), in linear.py
+look          NI, RAP, and
+estimate      EMI, VMI, PGN, GRA, in points.py
+move          PI, GRA, in moves.py
 smooth        GaussianKernel   TI    (Dong et al., 2019)
 accumulate    Momentum         MI    (Section 4; Dong et al., 2018)
 penalty       LengthPenalty    Eq. 8 (Section 3.2, Appendix C)

@@ -34,15 +34,20 @@ class Draws:
     `philox` draw on the CPU: sets and uniform numbers are few, and are drawn while a GPU works.
     """
 
-    def __init__(self, seed: int, run: int = 0):
-        self.seed, self.run = seed, run
+    def __init__(self, seed: int, run: int = 0, point: str = ""):
+        self.seed, self.run, self.point = seed, run, point
 
     def restart(self, run: int) -> "Draws":
         """The randomness of a restart of the attack; number 0 is the attack itself."""
         return Draws(self.seed, run) if run else self
 
+    def at(self, point: str) -> "Draws":
+        """The randomness of another point at which a step takes a gradient; "" is δ's own."""
+        return Draws(self.seed, self.run, point) if point else self
+
     def _digest(self, image: str, step: int, purpose: str) -> bytes:
         purpose = f"{purpose}/restart {self.run}" if self.run else purpose
+        purpose = f"{purpose}/{self.point}" if self.point else purpose
         return hashlib.sha256(f"{self.seed}/{image}/{step}/{purpose}".encode()).digest()
 
     def _stack(

@@ -1,6 +1,6 @@
 """`make gpu`: what a machine with a GPU has to prove in its first ten minutes.
 
-    python -m irattack gpu [minutes=10] [parts=[repeat,agree]] [output=outputs]
+    python -m irattack gpu [minutes=10] ['parts=[repeat,agree]'] [output=outputs]
 
 The parts run in the order of conf/gpu.yaml while there is time. One that fails is reported and the
 others go on; `outputs/gpu.json` is written after each, and a page is printed at the end.

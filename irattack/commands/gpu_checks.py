@@ -34,7 +34,9 @@ from irattack.pipeline.steps import of_shard
 from irattack.pipeline.worker import Worker
 
 PIECES = ("pgd", "mi", "vr", "sgm", "ti", "di", "ir", "maskaug", "ironly", "relaxed", "hybridir")
-TOLERANCE = 1e-3  # ‖a − b‖₂ / ‖b‖₂ of gradients in float32 on two devices, all images together
+TOLERANCE = 1e-3  # ‖a − b‖₂ / ‖b‖₂ of gradients in float32 and in float64, all images together
+NEAR = 4  # or so many times what float32 on the CPU is off
+WORST = 1e-2  # which must not be further off than this
 SIGNS = 0.999  # part of the elements whose sign agrees, on which alone an L∞ step depends
 ROOM = 2**28  # bytes that the check of memory leaves
 Found = dict[str, Any]
@@ -76,11 +78,12 @@ class Lab:
         drawn = Draws(0).uniform(self.images.ids, 0, "check", self.x.shape[1:])
         return ((drawn - 0.5) * 16 / 255).to(self.x)
 
-    def direction(self) -> Tensor:
-        """m of the loop after one step from `delta`, (B, 3, H, W) on the CPU."""
-        given = (self.model, self.x, self.y, self.delta(), torch.zeros_like(self.x))
+    def direction(self, dtype: torch.dtype = torch.float32) -> Tensor:
+        """m of the loop after one step from `delta`, (B, 3, H, W) float64 on the CPU."""
+        x, delta = self.x.to(dtype), self.delta().to(dtype)
+        given = (self.model.to(dtype), x, self.y, delta, torch.zeros_like(x))
         _, m = self.attack.update(*given, self.images.ids, 1, Draws(0), 64)
-        return m.cpu()
+        return m.double().cpu()
 
     def trajectory(self, steps: int) -> Tensor:
         """The first perturbations of the attack, (T, B, 3, H, W) on the CPU."""
@@ -107,20 +110,31 @@ def agreement(found: Tensor, expected: Tensor) -> tuple[float, float]:
 
 
 def agree(cfg: DictConfig) -> Found:
-    """The step of every piece in float32 is that of the CPU."""
+    """The step of every piece in float32 is that of float64 on the CPU.
+
+    It may be `TOLERANCE` off, or `NEAR` times as far as the CPU's in float32. The interaction is a
+    difference of gradients that nearly cancel, so that float32 itself is 1e-3 off where it stands
+    alone (`ironly`).
+    """
     each = {}
     for name in PIECES:
-        here, there = (Lab(cfg, name, where).direction() for where in (cfg.device, "cpu"))
-        each[name] = agreement(here, there)
+        there = Lab(cfg, name, "cpu")
+        single, expected = (there.direction(kind) for kind in (torch.float32, torch.float64))
+        rounding, _ = agreement(single, expected)
+        distance, signs = agreement(Lab(cfg, name, cfg.device).direction(), expected)
+        each[name] = distance, signs, rounding
     off = [
-        f"{name}: {distance:.1e} from the CPU, {100 * signs:.2f} % of the signs agree"
-        for name, (distance, signs) in each.items()
-        if not (distance <= TOLERANCE and signs >= SIGNS)
+        f"{name}: {distance:.1e} from float64, where the CPU is {rounding:.1e}, and "
+        f"{100 * signs:.2f} % of the signs agree"
+        for name, (distance, signs, rounding) in each.items()
+        if not (
+            distance <= max(TOLERANCE, NEAR * rounding) and rounding <= WORST and signs >= SIGNS
+        )
     ]
     demand(not off, "; ".join(off))
     return {
-        "largest distance": max(distance for distance, _ in each.values()),
-        "least agreement of signs": min(signs for _, signs in each.values()),
+        "largest distance": max(distance for distance, _, _ in each.values()),
+        "least agreement of signs": min(signs for _, signs, _ in each.values()),
         "pieces": {name: list(values) for name, values in each.items()},
     }
 

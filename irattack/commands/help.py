@@ -51,6 +51,18 @@ COMMANDS = {
     "accuracy": Command(
         "irattack.commands.accuracy", "main", SETTINGS, "of every network on the clean images"
     ),
+    "export": Command(
+        "irattack.commands.export",
+        "main",
+        f"FOLDER [STEP] {SETTINGS}",
+        "a cell's adversarial images as PNG files, for other tools",
+    ),
+    "evaluate": Command(
+        "irattack.commands.evaluate",
+        "main",
+        f"FOLDER {SETTINGS}",
+        "the success of images that another tool has made",
+    ),
     "validate": Command(
         "irattack.commands.validate",
         "main",

@@ -21,6 +21,7 @@ from irattack.commands.composing import Composer, benchmark, hydra
 from irattack.conf import yamls
 from irattack.errors import InputError, UnfitError, unknown
 from irattack.models import zoo
+from irattack.models.defences import parted
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import check_data
 from irattack.pipeline.job import Job, jobs_of
@@ -28,7 +29,7 @@ from irattack.pipeline.values import number
 
 BASIC = ("norm", "source", "attack")
 ELSEWHERE = (  # settings that change where something is computed or kept, not what
-    *("output", "device", "threads", "shard", "cache.steps", "weights_dir"),
+    *("output", "track", "device", "threads", "shard", "cache.steps", "weights_dir"),
     *("benchmark.data.folder", "benchmark.data.ground_truth"),
 )
 
@@ -103,7 +104,7 @@ def products(
     for role, names in roles.items():
         sets = benchmark.get(f"{role}_sets", {})
         for one in names:
-            strange = [model for model in sets.get(one, [one]) if model not in known]
+            strange = [model for model in sets.get(one, [one]) if parted(model)[0] not in known]
             if strange and not benchmark.any_timm_model:
                 raise NotListedError(
                     f"{name}: {role}={one} is neither a model of benchmark={benchmark.name} nor "
@@ -204,6 +205,11 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
     if composer.overrides != overrides:
         composer = Composer(overrides)
     chosen = [pair for leg in legs for pair in cells_of(leg, common, composer)]
+    if len({cell.targeted for cell, _ in chosen}) > 1:
+        raise InputError(
+            f"{name}: has cells of goal=untargeted and goal=targeted, whose success is not the "
+            "same thing; make a table of each, or choose one with goal=…."
+        )
     return Plan(called, definition, chosen, overrides)
 
 

@@ -19,6 +19,7 @@ from irattack.pipeline.images import check_data
 from irattack.pipeline.job import do, jobs_of
 from irattack.pipeline.results import Results, rows
 from irattack.pipeline.settings import settings_of
+from irattack.results import tracking
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ def work(cfg: DictConfig) -> None:
     """`measure`, on a GPU that is left to others afterwards."""
     settings = settings_of(cfg)
     check_data(settings)
+    tracking.check(settings.track)
     cell = Cell(settings)
     level = logging.INFO if of_table() else logging.WARNING  # other cells may well use it
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
@@ -67,8 +69,10 @@ def work(cfg: DictConfig) -> None:
 
         if device(cell.cfg).type != "cuda":
             log.warning("precision=tf32 has no effect: there is no CUDA device.")
+    made = False
     for one in jobs_of(cell):
         missing = one.missing()
+        made |= bool(missing)
         if missing and in_worker():
             log.info("%s: %s.", one.title, one.kind)
         if waiting := do(one, missing):
@@ -78,6 +82,8 @@ def work(cfg: DictConfig) -> None:
                     f"{len(waiting)} shards of others are not."
                 )
             return
+    if made:
+        tracking.log(cell)
     if of_table():
         return
     if HydraConfig.get().mode == RunMode.MULTIRUN:

@@ -16,6 +16,7 @@ from irattack.commands.cli import one_sentence
 from irattack.models import zoo
 from irattack.pipeline.settings import settings_of
 from irattack.pipeline.values import number
+from irattack.results import tracking
 
 OF_ATTACK = (  # settings that some attacks use
     *("lam", "gamma", "start", "samples", "cells", "grid", "steps", "c", "p", "tau"),
@@ -56,6 +57,7 @@ def without_effect(cfg: DictConfig, given: Sequence[str]) -> list[str]:
     used = OmegaConf.to_yaml(cfg.attack, resolve=False)
     own = [*OF_ATTACK, "norm"]
     own += ["eps"] if "penalty" in cfg.attack else []
+    own += ["wanted"] if cfg.goal == "untargeted" else []
     if not cfg.attack.get("classify", True) and "masked" not in cfg.attack:
         own, used = [*own, "loss"], used.replace("${loss}", "")  # which every attack has
     if any(not str(job.get("_target_")).endswith(".Results") for job in cfg.jobs):
@@ -75,4 +77,4 @@ class CheckAll(Callback):
             given = parser.parse_overrides(list(config.hydra.overrides.task))
             combinations = BasicSweeper.split_arguments(given, max_batch_size=None)[0]
             for choice in combinations:
-                settings_of(compose("config", overrides=list(choice)))
+                tracking.check(settings_of(compose("config", overrides=list(choice))).track)

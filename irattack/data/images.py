@@ -27,6 +27,12 @@ class Images:
     def __len__(self) -> int:
         return len(self.ids)
 
+    @property
+    def aims(self) -> np.ndarray:
+        """The wanted classes, (N,), of images of which they are known."""
+        assert self.wanted is not None
+        return self.wanted
+
     def take(self, indices: Sequence[int]) -> "Images":
         """The images at these positions, in this order; a range of them shares their memory."""
         rows: Any = list(indices)

@@ -10,17 +10,23 @@ from torch import Tensor, nn
 
 from irattack.errors import InputError
 from irattack.hashing import key
-from irattack.models import files, zoo
+from irattack.models import defences, files, zoo
 from irattack.models.checkpoint import disorder, in_order, misfit, read_weights
-from irattack.models.network import TOLERANCE, Ensemble, Network, sample
+from irattack.models.network import TOLERANCE, Defended, Ensemble, Network, sample
 
 
-def build(benchmark: str, name: str, pretrained: bool, weights_dir: str | None) -> nn.Module:
+def build(
+    benchmark: str, name: str, pretrained: bool, weights_dir: str | None, seed: int = 0
+) -> nn.Module:
     """The model `name`, see `zoo.build`."""
+    name, chain = defences.parted(name)
+    if chain:
+        return Defended(build(benchmark, name, pretrained, weights_dir, seed), chain, seed).eval()
     facts = zoo.card(benchmark, name)
     if "members" in facts:
         members = facts["members"]
-        return Ensemble([build(benchmark, m, pretrained, weights_dir) for m in members]).eval()
+        built = [build(benchmark, member, pretrained, weights_dir, seed) for member in members]
+        return Ensemble(built).eval()
     if "factory" not in facts:
         from irattack.models import published  # takes seconds, which others need not wait
 

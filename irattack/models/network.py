@@ -1,7 +1,9 @@
 """What makes any classifier an attackable model: its normalisation and input size are inside it."""
 
-from collections.abc import Mapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -10,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.errors import InputError
+from irattack.models.defences import Defence
 
 TOLERANCE = 1e-4  # of the largest logit: what rounding may change, and nothing else
 
@@ -167,6 +170,83 @@ class Ensemble(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Logits (B, classes) of images (B, 3, H, W) in [0, 1]."""
         return torch.stack([member(images) for member in self.members]).mean(dim=0)
+
+
+@dataclass(frozen=True, eq=False)
+class Chance:
+    """What defences draw: a function of the seed, the image's 8-bit pixels, and the purpose.
+
+    So a defended network is one function of the image, whatever batch it is in.
+
+    Args:
+        images: (B, 3, H, W) in [0, 1], before any defence.
+    """
+
+    images: Tensor
+    seed: int
+
+    @cached_property
+    def digests(self) -> list[str]:
+        """SHA-256 of each image."""
+        pixels = (255 * self.images).round().clamp(0, 255).byte().cpu().contiguous().numpy()
+        return [hashlib.sha256(image.tobytes()).hexdigest() for image in pixels]
+
+    def draw(self, purpose: str, one: Callable[[torch.Generator], Tensor]) -> Tensor:
+        """What each image draws, (B, …), on the CPU."""
+
+        def row(digest: str) -> Tensor:
+            key = hashlib.sha256(f"{self.seed}/{digest}/{purpose}".encode()).digest()
+            return one(torch.Generator().manual_seed(int.from_bytes(key[:8], "little") >> 1))
+
+        return torch.stack([row(digest) for digest in self.digests])
+
+
+class Defended(nn.Module):
+    """A network behind defences that transform its images; it gives no gradients.
+
+    With a defence that votes, what is returned is log(1 + votes) of each class over as many copies
+    of an image, each of which draws anew for the whole chain; its softmax is (1 + votes) / (copies
+    + classes), its largest the class of the majority.
+
+    Args:
+        network: images (B, 3, H, W) in [0, 1], or with a defence's noise on them, to logits.
+        defences: in the order in which an image meets them.
+        seed: of what they draw.
+    """
+
+    def __init__(self, network: nn.Module, defences: Sequence[Defence], seed: int = 0):
+        super().__init__()
+        self.network, self.defences, self.seed = network, list(defences), seed
+        self.copies = max(defence.votes for defence in defences)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits, or log(1 + votes), (B, classes) of images (B, 3, H, W) in [0, 1].
+
+        Raises:
+            InputError: a gradient is asked for.
+        """
+        if images.requires_grad and torch.is_grad_enabled():
+            names = "+".join(defence.name for defence in self.defences)
+            raise InputError(
+                f"+{names}: a defended network gives no gradients; attack and measure the network "
+                "alone, source=vgg16, and name its defences among the targets."
+            )
+        chance = Chance(images, self.seed)
+        if not self.copies:
+            return self.network(self.defended(images, chance, 0))
+        votes: Tensor | float = 0.0
+        for copy in range(self.copies):
+            logits = self.network(self.defended(images, chance, copy))
+            voted = F.one_hot(logits.argmax(dim=1), logits.shape[1])
+            votes = votes + voted + 0 * logits  # NaN if any logit is
+        return torch.as_tensor(votes).log1p()
+
+    def defended(self, images: Tensor, chance: Chance, copy: int) -> Tensor:
+        """A copy of the images (B, 3, H, W) as the network gets it, maybe of another size."""
+        for place, defence in enumerate(self.defences):
+            purpose = f"{copy}/{place}/{defence.name}"
+            images = defence(images, partial(chance.draw, purpose))
+        return images
 
 
 def networks(model: nn.Module) -> list[Network]:

@@ -1,5 +1,7 @@
 """Models by name: their facts stand in conf/model/<benchmark>/<name>.yaml, or are timm's.
 
+Defences stand behind the name of any of them, `vgg16+jpeg75` (see `defences`).
+
 To name a model costs no import of PyTorch, unless its facts are not all in its yaml.
 """
 
@@ -14,7 +16,7 @@ from omegaconf import OmegaConf
 from irattack.code import code_of
 from irattack.conf import CONF, yamls
 from irattack.errors import InputError, unknown
-from irattack.models import cards, files
+from irattack.models import cards, defences, files
 
 if TYPE_CHECKING:
     from torch import nn
@@ -57,12 +59,15 @@ def card(benchmark: str, name: str, what: str = "source") -> dict[str, Any]:
     It has `members` (an ensemble), or `mean`, `std`, `size`, `classes` and one of `timm`,
     `torchvision` (a tag of published weights, or an architecture) or `factory` (a function of the
     number of classes); a file of its own `weights`, which `factory` needs; `lam`, and for SGM
-    `skip`. `cards.FACTS` lists them all. What the yaml leaves unsaid is as it was published.
+    `skip`. `cards.FACTS` lists them all. What the yaml leaves unsaid is as it was published. The
+    facts of a defended network are those of the network.
 
     Raises:
-        InputError: the benchmark has no such model, or its yaml is not right.
+        InputError: the benchmark has no such model, its yaml is not right, or there is no such
+            defence.
     """
-    return deepcopy(_card(benchmark, name, what))
+    network, _ = defences.parted(name, what)
+    return deepcopy(_card(benchmark, network, what))
 
 
 @cache
@@ -108,6 +113,7 @@ def weights(benchmark: str, name: str, weights_dir: str | None = None) -> tuple[
 
     The hash is the expected one of shipped weights, and of others what the file has.
     """
+    name, _ = defences.parted(name)
     shipped = WEIGHTS / owner(benchmark) / f"{name}.safetensors"
     if shipped.with_suffix(".json").is_file():
         return shipped, json.loads(shipped.with_suffix(".json").read_text())["sha256"]
@@ -118,7 +124,15 @@ def weights(benchmark: str, name: str, weights_dir: str | None = None) -> tuple[
 def identity(
     benchmark: str, name: str, pretrained: bool = True, weights_dir: str | None = None
 ) -> dict[str, Any]:
-    """All that decides a model's outputs: its card and its weights' hashes. Builds nothing."""
+    """All that decides a model's outputs: its card and its weights' hashes. Builds nothing.
+
+    The seed of a defence that draws is not among them.
+    """
+    name, chain = defences.parted(name)
+    if chain:
+        alone = identity(benchmark, name, pretrained, weights_dir)
+        behind = [each.facts for each in chain]
+        return {"network": alone, "defences": behind, "version": defences.VERSION}
     facts = card(benchmark, name)
     if "members" in facts:
         members = [identity(benchmark, m, pretrained, weights_dir) for m in facts["members"]]
@@ -148,17 +162,22 @@ def skips(benchmark: str, name: str) -> Any:
 
 
 def build(
-    benchmark: str, name: str, pretrained: bool = True, weights_dir: str | None = None
+    benchmark: str,
+    name: str,
+    pretrained: bool = True,
+    weights_dir: str | None = None,
+    seed: int = 0,
 ) -> "nn.Module":
     """The model `name`, frozen and in eval mode, tried on two images.
 
     Args:
         pretrained: false for random weights, the same in every process.
         weights_dir: a folder of weights that is searched before anything is downloaded.
+        seed: of a defence that draws.
 
     Raises:
         InputError: its weights or its network cannot be used.
     """
     from irattack.models import building
 
-    return building.build(benchmark, name, pretrained, weights_dir)
+    return building.build(benchmark, name, pretrained, weights_dir, seed)

@@ -32,17 +32,20 @@ class Shard:
 
     index: int
     images: Images
+    targeted: bool = False
 
     @cached_property
     def digest(self) -> str:
-        """A hash of the images' names, labels and pixels."""
-        return key(self.images.entries())
+        """A hash of the images' names, labels and pixels, and of the classes that are wanted."""
+        found = self.images.entries()
+        return key([found, self.images.aims.tolist()] if self.targeted else found)
 
 
 class Cell:
     """One configuration, and where its work lies on disk.
 
     Attributes:
+        targeted: whether a class is wanted of each image.
         images_facts, steps_facts: all that decides the images and the perturbations; hashed to
             name their files.
         recorded: how many steps of the attack are recorded.
@@ -70,6 +73,9 @@ class Cell:
         self.name = attack_name(str(attack.pop("name")), attack.pop("pieces", {}))
         self.method = self.name  # what a table calls it
         self.uses_skips = "backward" in attack
+        self.targeted = cfg.goal == "targeted"
+        if self.targeted:
+            attack["goal"] = cfg.goal
         self.steps_facts: dict[str, Any] = {
             "version": VERSION,
             "images": self.images_facts,
@@ -82,12 +88,15 @@ class Cell:
             "block": cfg.block,
             "micro_batch": cfg.micro_batch,
         }
+        if self.targeted:
+            self.steps_facts["wanted"] = [cfg.wanted, self.classes]
         if code := code_of(attack):  # of the user's own functions
             self.steps_facts["code"] = code
         self.key = key(self.steps_facts)
         self.norm = attack["norm"]["_target_"].rsplit(".", 1)[-1].lower()
         self.recorded = cfg.attack.recorded
-        self.label = f"{self.name}-{file_name(cfg.source)}-{self.norm}-{self.key}"
+        goal = "-targeted" if self.targeted else ""
+        self.label = f"{self.name}{goal}-{file_name(cfg.source)}-{self.norm}-{self.key}"
         steps = cfg.cache.steps
         every = {"all": range(self.recorded), "none": range(0)}
         wanted = every[steps] if isinstance(steps, str) else [step - 1 for step in steps]
@@ -96,7 +105,12 @@ class Cell:
     @property
     def title(self) -> str:
         """What a progress bar and a log call it."""
-        return f"{self.name} from {self.cfg.source}, {self.norm}"
+        return f"{self.name} from {self.cfg.source}, {self.norm}{', targeted' * self.targeted}"
+
+    @property
+    def classes(self) -> int:
+        """How many classes the source knows."""
+        return zoo.classes(self.cfg.benchmark.name, self.cfg.source)
 
     @property
     def steps_folder(self) -> Path:
@@ -135,7 +149,7 @@ class Cell:
         """All shards of these images, of `block` images each."""
         starts = range(0, len(images), self.cfg.block)
         rows = [range(start, min(start + self.cfg.block, len(images))) for start in starts]
-        return [Shard(index, images.take(part)) for index, part in enumerate(rows)]
+        return [Shard(index, images.take(part), self.targeted) for index, part in enumerate(rows)]
 
     def share(self, images: Images) -> list[Shard]:
         """Those shards that `shard=i/n` leaves to this run: every n-th, from the i-th on."""

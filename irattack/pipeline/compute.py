@@ -127,7 +127,8 @@ def build(cell: Cell, model: str, role: str = "target", compiling: bool = False)
         compiling: let torch.compile run it; SGM, whose hooks it would not see, does without.
     """
     cfg = cell.cfg
-    network = zoo.build(cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir)
+    named = cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir
+    network = zoo.build(*named, cfg.seed)
     network = network.to(memory_format=torch.channels_last).to(device(cfg))
     with without_tf32():
         fold(network, keep_branches=role == "source" and cell.uses_skips)

@@ -12,7 +12,7 @@ import numpy as np
 from pydantic import BaseModel, ConfigDict, ValidationError, field_validator, model_validator
 
 from irattack.data.images import Images
-from irattack.errors import InputError
+from irattack.errors import InputError, some
 from irattack.hashing import key
 from irattack.models import zoo
 from irattack.pipeline import files
@@ -208,9 +208,60 @@ def images_of(cell: Cell) -> Images:
             f"changed since they were chosen ({named}…); restore them, or "
             "delete the manifest to choose anew."
         )
-    check_classes(cell, [cell.cfg.source, *cell.targets], found.ids, found.labels)
-    aims = [entry.wanted for entry in wanted if entry.wanted is not None]
-    return replace(found, wanted=np.array(aims)) if len(aims) == len(wanted) else found
+    models = [cell.cfg.source, *cell.targets]
+    check_classes(cell, models, found.ids, found.labels)
+    if cell.targeted:
+        found = aimed(cell, found, [entry.wanted for entry in wanted])
+        check_classes(cell, models, found.ids, found.aims)
+    return found
+
+
+def aimed(cell: Cell, images: Images, chosen: Sequence[int | None]) -> Images:
+    """Images with the classes that a targeted attack wants of them, none its label.
+
+    They are those of the data, or drawn by seed and image, each of the others as likely.
+
+    Args:
+        images: with the classes that the data name now, if they do.
+        chosen: those that the manifest lists; None where it lists none.
+
+    Raises:
+        InputError: the data name none, others than the manifest, or one that is the label.
+    """
+    labels = images.labels
+    if cell.cfg.wanted == "seed":
+        hashes = [int(key([cell.cfg.seed, name, "wanted"]), 16) for name in images.ids]
+        further = np.array([number % (cell.classes - 1) for number in hashes])
+        return replace(images, wanted=(labels + 1 + further) % cell.classes)
+    if images.wanted is None:
+        raise InputError(
+            f"wanted=data: the images of benchmark={cell.cfg.benchmark.name} name no class to aim "
+            "at; give a file of labels with a column TargetClass (benchmark.data.ground_truth), or "
+            "use wanted=seed."
+        )
+    pairs = zip(images.wanted.tolist(), chosen, strict=True)
+    if other := [row for row, (now, then) in enumerate(pairs) if now != then]:
+        raise InputError(
+            f"{cell.cfg.manifest or manifest(cell).path}: lists other wanted classes than the file "
+            f"of labels, or none, for {len(other)} of {len(images)} images "
+            f"({some([images.ids[row] for row in other])}); restore that file, or delete the "
+            "manifest to choose anew."
+        )
+    if same := np.flatnonzero(images.wanted == labels).tolist():
+        named = some([images.ids[row] for row in same])
+        raise InputError(
+            f"wanted=data: {len(same)} of {len(images)} images aim at their own class ({named}); "
+            "correct the file of labels and delete the manifest, or use wanted=seed."
+        )
+    return images
+
+
+def wanted_facts(cell: Cell) -> dict[str, str]:
+    """What decides an attack beside its cell: the wanted classes, where the data name them."""
+    if not cell.targeted or cell.cfg.wanted == "seed":
+        return {}
+    chosen = listing(cell)
+    return {"wanted": key([entry.wanted for entry in chosen.images] if chosen else None)}
 
 
 def check_classes(

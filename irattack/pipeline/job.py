@@ -69,6 +69,12 @@ class Job(ABC):
         return [name for name in self.names if self.artifact(name).card() is None]
 
 
+def untargeted(cell: Cell, what: str) -> None:
+    """Raises InputError for a targeted attack, of which this cannot be measured."""
+    if cell.targeted:
+        raise InputError(f"goal=targeted: {what} are of untargeted attacks alone; leave goal out.")
+
+
 def jobs_of(cell: Cell) -> list[Job]:
     """What is measured of a cell: `jobs` in its configuration."""
     try:

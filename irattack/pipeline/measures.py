@@ -1,6 +1,7 @@
 """Jobs that look inside perturbations: interactions, Hessians, and the attacks of the proofs.
 
-Each is measured on the source, at the level of grid cells where it is one of interactions.
+Each is measured on the source, at the level of grid cells where it is one of interactions. Of a
+targeted attack they are those of v(S) = h_t − max_{y' ≠ t} h_y' for the wanted class t.
 """
 
 from collections.abc import Callable, Sequence
@@ -92,7 +93,7 @@ class Contributions(OfAttack):
         grid = self.cell.cfg.grid
         found = contributions(worker.source, x, delta, y, grid, worker.micro_batch)
         step()
-        return {self.kind: {"contributions": found.numpy()}}, worker.made()
+        return {self.kind: {"contributions": worker.of_goal(found).numpy()}}, worker.made()
 
 
 @dataclass(frozen=True)
@@ -154,5 +155,6 @@ class NeighbourMaps(OfAttack):
         )
         step()
         levels = (255 * delta).round().cpu().numpy()
-        arrays = {"value": found.value.numpy(), "error": found.error.numpy(), "levels": levels}
+        value = worker.of_goal(found.value).numpy()
+        arrays = {"value": value, "error": found.error.numpy(), "levels": levels}
         return {self.kind: arrays}, worker.made()

@@ -9,6 +9,7 @@ from irattack.errors import InputError
 from irattack.hashing import key
 from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import Shard
+from irattack.pipeline.job import Job, untargeted
 from irattack.pipeline.measures import OfAttack
 
 if TYPE_CHECKING:
@@ -49,6 +50,12 @@ class Predictors(OfAttack):
                 f"radius={self.radius}: expected at least two pairs, for a standard error, one "
                 "direction, and lengths above 0."
             )
+
+    @property
+    def needs(self) -> Sequence[Job]:
+        """The images and the last step of an untargeted attack."""
+        untargeted(self.cell, "predictors of transfer")
+        return super().needs
 
     @property
     def passes(self) -> float:

@@ -107,12 +107,18 @@ class Results(ByShards):
         wrong = {name: 100 * float((values > 0).mean()) for name, values in margins.items()}
         count = sum(len(shard.images) for shard in shards)
         told = ", ".join(f"{name} {100 - error:.1f}" for name, error in wrong.items())
+        if worker.cell.targeted:
+            told = ", ".join(f"{name} {error:.1f}" for name, error in wrong.items())
+            log.info("Given the wanted class on the %d clean images, %%: %s.", count, told)
+            return
         log.info("Accuracy on the %d clean images, %%: %s.", count, told)
         for name in [name for name in wrong if wrong[name] > WRONG]:
+            network, *chain = name.split("+")
+            why = "check its classes, normalisation and size"
             log.warning(
-                "%s is wrong on %.0f %% of the clean images: check its classes, normalisation and "
-                "size (`python -m irattack accuracy`); its success rates mean nothing.",
-                *(name, wrong[name]),
+                "%s is wrong on %.0f %% of the clean images: %s (`python -m irattack accuracy`); "
+                "its success rates mean nothing.",
+                *(name, wrong[name], f"compare with {network} alone" if chain else why),
             )
 
     def measure(
@@ -162,7 +168,8 @@ def rows(cell: Cell) -> "pd.DataFrame":
     import pandas as pd
 
     frame = pd.DataFrame([card.model_dump() for card in cards(cell)])
-    return frame.assign(attack=cell.method, target=frame.target_name)[COLUMNS]
+    method = f"{cell.method} targeted" if cell.targeted else cell.method
+    return frame.assign(attack=method, target=frame.target_name)[COLUMNS]
 
 
 def arrays(cell: Cell, target: str) -> Arrays:

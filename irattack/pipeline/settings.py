@@ -4,6 +4,9 @@ A field's description is what the user is told to give instead of a value that c
 """
 
 import re
+from collections.abc import Iterable
+from functools import cache
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +35,8 @@ from irattack.pipeline.values import (
     one_of,
     within,
 )
+
+NO_SLOTS = ("defaults", "name", "pieces")  # of the yaml of an attack or piece
 
 
 class Strict(BaseModel):
@@ -153,7 +158,9 @@ class Settings(Strict):
         Field(description="a probability above 0 and below 1, such as 0.99, or null"),
     ] = None
     start: one_of("auto", "random", "zero", "noise")  # type: ignore[valid-type]
-    loss: one_of("ce", "margin")  # type: ignore[valid-type]
+    loss: one_of("ce", "logit", "margin")  # type: ignore[valid-type]
+    goal: one_of("untargeted", "targeted") = "untargeted"  # type: ignore[valid-type]
+    wanted: one_of("seed", "data") = "seed"  # type: ignore[valid-type]
     eps: Radius
     steps: Whole
     c: AtLeast0
@@ -176,6 +183,7 @@ class Settings(Strict):
     block: Whole
     cache: Cache
     shard: Annotated[str | None, Field(description="i/n with i from 1 to n, such as 3/8")]
+    track: one_of("mlflow", "wandb") | None = None  # type: ignore[valid-type]
     output: Path_
     norm: Norm  # after the settings that it is made of
     attack: AttackSettings
@@ -209,7 +217,8 @@ class Settings(Strict):
                 "ball, all others need one; leave norm out, or choose linf or l2 for another "
                 "attack."
             )
-        if "backward" in attack:
+        check_slots(attack.get("pieces", {}))
+        if str(attack.get("backward", {}).get("_target_")).endswith(".SkipGradient"):
             check_skips(self)
         return self
 
@@ -227,10 +236,12 @@ def settings_of(cfg: DictConfig) -> Settings:
     given: Any = OmegaConf.to_container(cfg, resolve=True)
     given = {name: value for name, value in given.items() if name not in ("hydra", "piece")}
     try:
-        return Settings.model_validate(given)
+        settings = Settings.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         raise explained(first["loc"], first["input"], first["type"], first.get("ctx", {})) from None
+    check_own_slots(OmegaConf.to_container(cfg.attack))
+    return settings
 
 
 def explained(loc: tuple, value: Any, kind: str, context: dict[str, Any]) -> InputError:
@@ -287,6 +298,53 @@ def check_names(settings: Settings) -> None:
         zoo.card(benchmark.name, target, "targets")
         if targets.count(target) > 1:
             raise InputError(f"targets: {target} is listed twice; name each target once.")
+
+
+@cache
+def slots(path: Path) -> dict[str, Any]:
+    """The slots that the yaml of a piece or attack fills, and what with, as it is written there."""
+    filled: Any = OmegaConf.to_container(OmegaConf.load(path))
+    return {name: value for name, value in filled.items() if name not in NO_SLOTS}
+
+
+def check_slots(pieces: Iterable[str]) -> None:
+    """Raises InputError if two of an attack's pieces fill the same slot of the loop."""
+    known, filled = yamls("piece"), dict[str, str]()
+    for piece in pieces:
+        for slot in slots(known[piece]) if piece in known else ():
+            if slot in filled:
+                raise InputError(
+                    f"piece: {filled[slot]} and {piece} both fill the slot `{slot}` of an attack; "
+                    "leave one of them out."
+                )
+            filled[slot] = piece
+
+
+def check_own_slots(attack: Any) -> None:
+    """Raises InputError if an added piece undoes what the yaml of an attack says of a slot.
+
+    Args:
+        attack: as it is composed, with interpolations as they are written.
+    """
+    known, attacks = yamls("piece"), yamls("attack")
+    if attack.get("name") not in attacks:
+        return
+    own = slots(attacks[attack["name"]])
+    for piece in attack.get("pieces", {}):
+        added = slots(known[piece]) if piece in known else {}
+        for slot in own.keys() & added.keys():
+            if undone(own[slot], attack.get(slot), added[slot]):
+                raise InputError(
+                    f"piece: {piece} replaces what attack={attack['name']} itself has in the slot "
+                    f"`{slot}`; leave one of them out."
+                )
+
+
+def undone(own: Any, now: Any, added: Any) -> bool:
+    """Whether a value of an attack's yaml has given way to that of a piece."""
+    if isinstance(own, dict) and isinstance(now, dict) and isinstance(added, dict):
+        return any(undone(own[name], now.get(name), added[name]) for name in own.keys() & added)
+    return bool(now == added != own)
 
 
 def check_skips(settings: Settings) -> None:

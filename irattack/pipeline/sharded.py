@@ -10,7 +10,7 @@ from irattack.code import code_of
 from irattack.data.images import Images
 from irattack.pipeline.artifact import Arrays, Artifact, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Shard, file_name
-from irattack.pipeline.images import Choice, images_of, listing
+from irattack.pipeline.images import Choice, images_of, listing, wanted_facts
 from irattack.pipeline.job import Job
 
 if TYPE_CHECKING:
@@ -59,6 +59,7 @@ class ByShards(Job):
         """What is done once, before the first of the shards that are left is measured."""
 
     image_axis: ClassVar[int] = 0
+    of_attack: ClassVar[bool] = True  # whether the attack is of matter
 
     @property
     def images(self) -> int:
@@ -91,7 +92,7 @@ class ByShards(Job):
         path, facts, schema = self.whole(name)
         chosen = listing(self.cell)
         images = {"images": chosen.digest if chosen else None, "n": self.images}
-        facts = facts | self._code | images
+        facts = facts | self._code | images | (wanted_facts(self.cell) if self.of_attack else {})
         return Artifact(path, facts, schema, self.shapes(name, self.images))
 
     def part(self, name: str, shard: Shard) -> Artifact[Part]:

@@ -23,6 +23,7 @@ class OfSource(ByShards):
     """What is measured on a source and its images, whatever the attack."""
 
     folder: ClassVar[str] = "interactions"
+    of_attack: ClassVar[bool] = False
 
     @property
     def title(self) -> str:
@@ -82,7 +83,7 @@ class Accuracy(OfSource):
 
         from irattack.models.network import check_finite
 
-        x, y = worker.tensors(shard.images)
+        x, y = worker.labelled(shard.images)
         with torch.no_grad():
             logits = torch.cat([worker.source(b) for b in x.split(worker.micro_batch)])
         check_finite(self.cell.cfg.source, logits.T, shard.images.ids)
@@ -138,7 +139,7 @@ class Hessians(OfSource):
         from irattack.interactions.hessian import measure, smoothed
         from irattack.pipeline.compute import build
 
-        x, y = worker.tensors(shard.images)
+        x, y = worker.labelled(shard.images)
         x = x.double()
         model = worker.sharpened(build(self.cell, self.cell.cfg.source))
         model = smoothed(model, self.beta).double()
@@ -203,7 +204,7 @@ class Proofs(OfSource):
         from irattack.models.network import check_finite
 
         cfg, model = self.cell.cfg, worker.source
-        x, y = worker.tensors(shard.images)
+        x, y = worker.labelled(shard.images)
         found = perturb(self.settings, model, x, y, shard.images.ids, cfg.seed)
         length, arrays = l2_length(found["multi"]), {}
         lengths = torch.stack([l2_length(delta).flatten() for delta in found.values()])

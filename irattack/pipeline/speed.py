@@ -96,11 +96,19 @@ def probes(attack: Attack, delta: Tensor | None = None) -> int:
         delta: where, (1, C, H, W); None for anywhere but 0.
     """
     delta = torch.full((1, 3, 32, 32), 1e-3) if delta is None else delta
-    terms = attack.terms(delta, ["image"], 1, Draws(0))
-    shared = [term.balance for term in terms if term.at_delta]
-    if attack.backward is None or not attack.backward.one_graph:
-        shared = list(set(shared))
-    return sum(term.probes for term in terms if not term.at_delta) + len(shared)
+    count, draws = 0, Draws(0)
+
+    def at(point: Tensor, name: str = "") -> Tensor:
+        nonlocal count
+        terms = attack.terms(point, ["image"], 1, draws)
+        shared = [term.balance for term in terms if term.at_delta]
+        if attack.backward is None or not attack.backward.one_graph:
+            shared = list(set(shared))
+        count += sum(term.probes for term in terms if not term.at_delta) + len(shared)
+        return torch.ones_like(point)
+
+    attack.estimated(at, delta, torch.zeros_like(delta), ["image"], 1, draws, {})
+    return count
 
 
 def most_gradients(attack: Attack) -> int:

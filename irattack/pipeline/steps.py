@@ -47,9 +47,19 @@ def is_whole(path: Path) -> bool:
 
 @dataclass(frozen=True)
 class LastStep(Job):
-    """Runs an attack where its last step is not on the disk."""
+    """Runs an attack where its last step is not on the disk.
 
+    Args:
+        also: the positions of other steps that must be there.
+    """
+
+    also: tuple[int, ...] = ()
     kind = "steps"
+
+    @property
+    def wanted(self) -> set[int]:
+        """The positions of the steps that must be there."""
+        return {*self.also, self.cell.recorded - 1}
 
     @property
     def needs(self) -> Sequence[Job]:
@@ -71,13 +81,14 @@ class LastStep(Job):
         return [str(i) for i in range(-(-self.cell.cfg.images // self.cell.cfg.block))]
 
     def missing(self) -> list[str]:
-        """The shards of this run's share that lack the last step."""
+        """The shards of this run's share that lack a step."""
         if listing(self.cell) is None:
             return self.names
         share = self.cell.share(images_of(self.cell))
         cards = {str(shard.index): of_shard(self.cell, shard).card() for shard in share}
-        last = self.cell.recorded - 1
-        return [name for name, card in cards.items() if card is None or last not in card.kept]
+        return [
+            name for name, card in cards.items() if card is None or not self.wanted <= {*card.kept}
+        ]
 
     def make(self, missing: list[str]) -> list[str]:
         """Attacks shard by shard."""
@@ -85,7 +96,7 @@ class LastStep(Job):
 
         cell, worker = self.cell, Worker(self.cell)
         shards = [cell.shards(worker.images)[int(name)] for name in missing]
-        keep = sorted({*cell.kept, cell.recorded - 1})
+        keep = sorted({*cell.kept, *self.wanted})
         with worker.progress(cell.title, len(shards) * cell.recorded) as bar:
             for shard in shards:
 
@@ -99,10 +110,23 @@ class LastStep(Job):
 
 def last_frame(cell: Cell, shard: Shard) -> np.ndarray:
     """The adversarial images of a shard at the last step, from the disk, (B, C, H, W) uint8."""
+    return frames_at(cell, shard, np.full(len(shard.images), cell.recorded - 1))
+
+
+def frames_at(cell: Cell, shard: Shard, places: np.ndarray) -> np.ndarray:
+    """The adversarial images of a shard, each at a step of its own, (B, C, H, W) uint8.
+
+    Args:
+        places: (B,) positions of steps that are on the disk.
+    """
     from irattack.pipeline.codec import read_frames
 
     steps = of_shard(cell, shard)
     card = steps.card()
     assert card is not None, f"{steps.path}: LastStep comes first"
-    *_, frame = read_frames(steps.path, shard.images.pixels, len(card.kept))
-    return frame
+    assert {*places.tolist()} <= {*card.kept}, f"{steps.path}: LastStep comes first"
+    clean = shard.images.pixels
+    found = np.empty_like(clean)
+    for step, frame in zip(card.kept, read_frames(steps.path, clean, len(card.kept)), strict=True):
+        found[places == step] = frame[places == step]
+    return found

@@ -1,6 +1,5 @@
 """Jobs that ask the targets more of a cell's perturbations than `Results` does."""
 
-import io
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,9 +10,10 @@ import numpy as np
 
 from irattack.errors import InputError
 from irattack.hashing import key
+from irattack.models.defences import through_file
 from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name, with_attack
-from irattack.pipeline.job import Job
+from irattack.pipeline.job import Job, untargeted
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import LastStep
 
@@ -128,17 +128,10 @@ def saved(pixels: np.ndarray, name: str) -> np.ndarray:
         name: png, which changes nothing, or jpeg95 and jpeg75, JPEG of that quality with Pillow's
             chroma subsampling (4:2:0).
     """
-    from PIL import Image
-
     if name not in FORMATS:
         raise InputError(f"formats: {name}; expected some of {', '.join(FORMATS)}.")
-    found = np.empty_like(pixels)
-    for row, image in enumerate(pixels):
-        file = io.BytesIO()
-        whole = Image.fromarray(np.ascontiguousarray(image.transpose(1, 2, 0)))
-        whole.save(file, name.rstrip("0123456789"), **FORMATS[name])
-        found[row] = np.asarray(Image.open(file)).transpose(2, 0, 1)
-    return found
+    form, options = name.rstrip("0123456789"), FORMATS[name]
+    return np.stack([through_file(image, form, **options) for image in pixels])
 
 
 @dataclass(frozen=True)
@@ -160,6 +153,12 @@ class Answers(OnTargets):
     def names(self) -> list[str]:
         """The targets and the source."""
         return list(dict.fromkeys([*self.cell.targets, self.cell.cfg.source]))
+
+    @property
+    def needs(self) -> Sequence[Job]:
+        """The images; of an untargeted attack, as criteria are about wrong classes."""
+        untargeted(self.cell, "criteria of success")
+        return super().needs
 
     @property
     def ticks(self) -> int:

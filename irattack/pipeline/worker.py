@@ -70,6 +70,11 @@ def choose(cell: Cell, candidates: Candidates) -> Images:
     )
 
 
+def leaves_ball(norm: Norm, levels: Tensor) -> Tensor:
+    """Which perturbations, (B, C, H, W) in 8-bit levels, are outside the ball, (B,) bool."""
+    return (255 * norm.project(levels / 255) - levels).abs().amax(dim=(1, 2, 3)) > 0.01
+
+
 def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
     """x + δ in 8 bits, still inside ball and box: (B, C, H, W) uint8.
 
@@ -77,7 +82,7 @@ def to_frame(images: Images, delta: Tensor, norm: Norm) -> np.ndarray:
         InputError: δ of an image is not finite, or leaves the ball, or x + δ leaves [0, 1].
     """
     rounded = norm.round(255 * delta)
-    beyond = (255 * norm.project(rounded / 255) - rounded).abs().amax(dim=(1, 2, 3)) > 0.01
+    beyond = leaves_ball(norm, rounded)
     levels = rounded.cpu().numpy()
     refuse(images, ~np.isfinite(levels), "the gradient of the source is not finite there; mend it")
     refuse(images, beyond.cpu().numpy(), "δ leaves the ball there; mend the norm's `round`")
@@ -151,7 +156,7 @@ class Worker:
         if cfg.confidence is None:
             return 1.0
         model = self.model(cfg.source, "target")
-        x, y = self.tensors(self.images)
+        x, y = self.labelled(self.images)
         with torch.no_grad():
             logits = torch.cat([model(part) for part in x.split(self.micro_batch)])
         check_finite(cfg.source, logits.T, self.images.ids)
@@ -180,10 +185,19 @@ class Worker:
         """The source as it is measured: no attack's backward rule applies to it."""
         return self.model(self.cell.cfg.source, "measured")
 
-    def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+    def labelled(self, images: Images) -> tuple[Tensor, Tensor]:
         """Images (B, C, H, W) in [0, 1] and their labels (B,), on the device."""
         x = to_device(images.pixels, self.cell.cfg)
         return x, torch.from_numpy(images.labels).to(x.device)
+
+    def tensors(self, images: Images) -> tuple[Tensor, Tensor]:
+        """The same, with the wanted classes instead of the labels if the attack is targeted."""
+        x, y = self.labelled(images)
+        return x, torch.from_numpy(images.aims).to(x.device) if self.cell.targeted else y
+
+    def of_goal(self, value: Tensor) -> Tensor:
+        """What the attack raises, of a margin or what is linear in it: v(S) negated if targeted."""
+        return -value if self.cell.targeted else value
 
     @cached_property
     def images(self) -> Images:
@@ -246,7 +260,7 @@ class Worker:
             says["below_tau"] = int((~attack.stop.arrived(delta)).sum())
 
     def measured(self, x: Tensor, y: Tensor, targets: Sequence[str]) -> dict[str, np.ndarray]:
-        """The margin of each image on each target, (b,); NaN if any logit is not finite."""
+        """The margin of each image on each target, (b,); see `answers`."""
         return {name: margins for name, (_, margins) in self.answers(x, y, targets).items()}
 
     @torch.no_grad()  # the frames are computed between its calls, with gradients
@@ -255,7 +269,8 @@ class Worker:
     ) -> dict[str, tuple[np.ndarray, np.ndarray]]:
         """The likeliest class and the margin of each image on each target, (b,) float32 each.
 
-        The margin is NaN if any logit is not finite.
+        The margin is above 0 where the attack succeeds: max_{y' ≠ y} h_y' − h_y, or
+        h_y − max_{y' ≠ y} h_y' of a wanted class y. It is NaN if any logit is not finite.
         """
         views: dict[Any, Tensor] = {}  # made once for all targets that see images alike
         found = {}
@@ -268,7 +283,9 @@ class Worker:
             parts = [piece.split(self.micro_batch) for piece in (views[resize], y)]
             # + 0 · Σh: NaN if any logit is
             each = [
-                torch.stack([h.argmax(dim=1).to(h.dtype), margin(h, c) + 0 * h.sum(dim=1)])
+                torch.stack(
+                    [h.argmax(dim=1).to(h.dtype), self.of_goal(margin(h, c)) + 0 * h.sum(dim=1)]
+                )
                 for h, c in ((answer(b), c) for b, c in zip(*parts, strict=True))
             ]
             classes, margins = torch.cat(each, dim=1).cpu().numpy()
@@ -301,12 +318,13 @@ class Worker:
         the probability p_y that the source gives to each clean image, `confidence` (b,).
         """
         clean, y = self.tensors(images)
+        _, labels = self.labelled(images)
         unperturbed = self.clean(images, targets)
         with torch.no_grad():
             source = self.model(self.cell.cfg.source, "source")
             belief = torch.cat([source(b) for b in clean.split(self.micro_batch)]).softmax(dim=1)
             check_finite(self.cell.cfg.source, belief.sum(dim=1), images.ids)
-        probability = belief.gather(1, y[:, None])[:, 0].cpu().numpy()
+        probability = belief.gather(1, labels[:, None])[:, 0].cpu().numpy()
         each, lengths = [], []
         for frame in frames:
             x = to_device(frame, self.cell.cfg)

@@ -7,6 +7,7 @@ import numpy as np
 import pandas as pd
 
 from irattack.models import zoo
+from irattack.models.defences import parted
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import job_of
 from irattack.pipeline.results import WRONG
@@ -104,7 +105,11 @@ def write(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
         "the probability of the true class; a network resizes images to its own px, if these "
         "differ."
     )
-    doubts = [doubt(row, facts(cell)) for row, cell in zip(rows, cells, strict=True)]
+    doubts = [
+        doubt(row, facts(cell))
+        for row, cell in zip(rows, cells, strict=True)
+        if not parted(cell.cfg.source)[1]  # a defence may be all that is wrong
+    ]
     remarks = [caption, *(text for text in doubts if text)]
     files = {f"{name}.csv": pd.DataFrame(rows)}
     return publish(cells, name, definition, [lines], remarks, files)

@@ -38,10 +38,28 @@ def interaction_record(cell: Cell) -> dict[str, Any]:
     }
 
 
+def correlation(where: str, interactions: pd.Series, success: pd.Series) -> str:
+    """A sentence on the rank correlation over the attacks from a source; (A,) each.
+
+    Args:
+        where: what these attacks share, for people: the source, and the norm if there are several.
+    """
+    from scipy.stats import spearmanr
+
+    rank = spearmanr(interactions, success)
+    return (
+        f"{where}: Spearman correlation of interaction and "
+        f"success over {len(interactions)} attacks: {rank.statistic:+.2f}."
+    )
+
+
 def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Average interactions of attacks at their last step, the paper's beside ours."""
     found = pd.DataFrame([interaction_record(cell) for cell in cells])
     found = found.merge(paper.interactions(), how="left", on=["source", "attack"])
+    number = definition.get("paper")
+    if cells[0].targeted:  # of which the paper has none
+        found["paper"], number = float("nan"), None
     sources = list(found.source.unique())
     lines = [["method", *(title(source) for source in sources)]]
     for attack, group in found.groupby("attack", sort=False):
@@ -61,7 +79,7 @@ def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "factor 1/(L² − 1) of Eq. 28. The paper does not say which of the two its Table 4 has.",
         caption(cells),
     ]
-    judged = [judge(cells, spec, definition.get("paper")) for spec in definition.get("claims", [])]
+    judged = [judge(cells, spec, number) for spec in definition.get("claims", [])]
     claims = [claim for claim in judged if claim]
     return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found}, claims)
 
@@ -94,10 +112,17 @@ def over_images(
     return headline.judge(spec, "logits", mean, intervals, printed)
 
 
+def verdicts(cells: Sequence[Cell], definition: Definition) -> tuple[list[Claim], list[str]]:
+    """What becomes of a table's claims of interactions that the paper has no number for, told."""
+    judged = [judge(cells, spec, None) for spec in definition.get("claims", [])]
+    claims = [claim for claim in judged if claim]
+    told = [f"{claim.says}: {claim.verdict} ({claim.mean:+.3f})" for claim in claims]
+    sentence = f"By the interval of the mean difference: {'; '.join(told)}."
+    return claims, [sentence] if told else []
+
+
 def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Section 4's claim: average interactions at one L2 length, beside success rates."""
-    from scipy.stats import spearmanr
-
     length = job_of(cells[0], Contributions).length
     records = []
     for cell in cells:
@@ -118,17 +143,16 @@ def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> st
             rate = f"{row.last_step_percent:.1f}"
             where = [title(str(source)), method_name(row.attack)]
             lines.append([*where, interaction, rate, f"{row.mean_l2:.2f}"])
-        rank = spearmanr(group.average_interaction, group.last_step_percent)
-        remarks.append(
-            f"{title(str(source))}: Spearman correlation of interaction and "
-            f"success over {len(group)} attacks: {rank.statistic:+.2f}."
-        )
+        of_source = title(str(source))
+        remarks.append(correlation(of_source, group.average_interaction, group.last_step_percent))
+    claims, told = verdicts(cells, definition)
     remarks += [
+        *told,
         f"Each perturbation of the last step is scaled to ‖δ‖₂ = {length} before its interactions "
         "are measured, as in Table 4. Success is of that step too, the mean over the targets.",
         caption(cells),
     ]
-    return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found})
+    return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found}, claims)
 
 
 def propositions(name: str, definition: Definition, cells: Sequence[Cell]) -> str:

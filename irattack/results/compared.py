@@ -1,4 +1,7 @@
-"""Tables that compare every attack with one: means over targets, paired over images, and costs."""
+"""Tables that compare every attack with one: means over targets, paired over images, and costs.
+
+And, where they are measured, average interactions at one length.
+"""
 
 from collections.abc import Sequence
 
@@ -6,9 +9,12 @@ import pandas as pd
 
 from irattack.pipeline import statistics
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.job import jobs_of
+from irattack.pipeline.job import job_of, jobs_of
+from irattack.pipeline.measures import Contributions
 from irattack.pipeline.price import Price, price_of
 from irattack.pipeline.results import arrays, rows
+from irattack.pipeline.visibility import Visibility
+from irattack.results.claims import correlation, interaction_record, verdicts
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
@@ -43,10 +49,16 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A line a cell: success on each target, and the mean gain over what `against` names."""
     against = definition["against"]
     targets = list(dict.fromkeys(target for cell in cells for target in cell.targets))
-    priced = any(isinstance(job, Price) for job in jobs_of(cells[0]))
+    priced, inside, seen = (
+        any(isinstance(job, kind) for job in jobs_of(cells[0]))
+        for kind in (Price, Contributions, Visibility)
+    )
+    length = job_of(cells[0], Contributions).length if inside else None
     costs = ["gradients an image", "s an image (CPU: all threads)"] if priced else []
+    costs += ["PSNR, dB", "SSIM"] if seen else []
     heads = ["source", "norm", "method", *(title(t) for t in targets), "mean"]
-    lines = [[*heads, "mean gain [95 %]", "mean L2", *costs]]
+    within = [f"interaction at L2 {length}"] if inside else []
+    lines = [[*heads, "mean gain [95 %]", "mean L2", *within, *costs]]
     frames, found = [], dict[tuple[str, str, str], statistics.Interval]()
     for cell in cells:
         other = reference(cell, cells, against)
@@ -54,10 +66,26 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         extra, frame = dict(zip(MEAN, gain, strict=True)), rows(cell)
         extra["compared_with"] = other.method if other else ""  # type: ignore[assignment]
         shown = [signed(gain) if other else "–", f"{frame.mean_l2.mean():.2f}"]
+        if inside:
+            interaction = interaction_record(cell)
+            value, low, high = (
+                interaction[c] for c in ("average_interaction", "ci_low", "ci_high")
+            )
+            extra |= {
+                "average_interaction": value,
+                "interaction_ci_low": low,
+                "interaction_ci_high": high,
+            }
+            shown += [f"{value:+.3f} ± {value - low:.3f}"]
         if priced:
             price = price_of(cell)
             extra |= {"gradients": price.gradients, "seconds": price.seconds}
             shown += [str(price.gradients), f"{price.seconds:.3g}"]
+        if seen:
+            measured = job_of(cell, Visibility).values()
+            means = {what: float(measured[what].mean()) for what in ("psnr", "ssim")}
+            extra |= means
+            shown += [f"{means['psnr']:.2f}", f"{means['ssim']:.3f}"]
         frames.append(frame.assign(**extra))
         percent = dict(zip(frame.target, frame.success_rate_percent, strict=True))
         where = [title(cell.cfg.source), title(cell.norm), method_name(cell.method)]
@@ -75,10 +103,33 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         f"`mean gain` is over {names}: the mean over the targets of the difference in success, in "
         "points, with the interval of that mean, paired over images.",
         *definition.get("remarks", []),
+        *(interactions(results, length) if inside else []),
         caption(cells),
     ]
     each = gains(cells, definition.get("gain", []), None).drop(columns="paper_gain")
     if len(each):
         files[f"{name}_gain.csv"] = each
         remarks += summaries(each.assign(paper_gain=float("nan")))
-    return publish(cells, name, definition, [lines], remarks, files)
+    claims, told = verdicts(cells, definition if inside else {})
+    remarks[1:1] = told
+    return publish(cells, name, definition, [lines], remarks, files, claims)
+
+
+def interactions(results: pd.DataFrame, length: float | None) -> list[str]:
+    """What the column of interactions is, and how it goes with success over attacks."""
+    by_attack = ["source", "norm", "attack"]
+    means = results.groupby(by_attack, sort=False)[["average_interaction", "last_step_percent"]]
+    found = means.mean().reset_index()
+    return [
+        "Interactions are the mean over images and cells of v(Λ) − v(Λ∖i) − v(i) + v(∅), in "
+        f"logits, of each perturbation of the last step, scaled to ‖δ‖₂ = {length} first, ± the "
+        "95 % interval; the correlations are with success at that step.",
+        *(
+            correlation(
+                f"{title(str(source))}, {title(str(norm))}",
+                group.average_interaction,
+                group.last_step_percent,
+            )
+            for (source, norm), group in found.groupby(["source", "norm"], sort=False)
+        ),
+    ]

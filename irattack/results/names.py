@@ -45,13 +45,14 @@ METHODS = {
     **{"pgdlong": "PGD, more steps", "pgdfine": "PGD, more and finer steps"},
     **{"milong": "MI, more steps", "mifine": "MI, more and finer steps"},
     **{"pgdrestarts": "PGD, restarts", "vrdraws": "VR, more noise", "didraws": "DI, more draws"},
-    **{"mididraws": "MI+DI, more draws"},
+    **{"mididraws": "MI+DI, more draws", "sini": "SI+NI", "linbp": "LinBP"},
 }
 
 
 def title(name: str) -> str:
-    """How a table writes a model or a norm."""
-    return NAMES.get(name, name)
+    """How a table writes a model, `vgg16+jpeg75` as `VGG-16+jpeg75`, or a norm."""
+    network, *defences = name.split("+")
+    return "+".join([NAMES.get(network, network), *defences])
 
 
 def method_name(method: str) -> str:

@@ -52,18 +52,26 @@ def panels(count: int, columns: int, width: float = 1.75, height: float = 1.7) -
 
 
 def legend_below(figure: Figure, axes: Sequence[Any], columns: int) -> None:
-    """One legend for all panels, under them, where it covers no data."""
+    """One legend for all panels, under them, where it covers no data.
+
+    Args:
+        columns: of its entries; fewer where the figure is too narrow.
+    """
     labels: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels(), strict=True):
             labels.setdefault(label, handle)
-    figure.legend(
-        list(labels.values()),
-        list(labels),
-        loc="outside lower center",
-        ncols=columns,
-        frameon=False,
-    )
+    for count in range(columns, 0, -1):
+        legend = figure.legend(
+            list(labels.values()),
+            list(labels),
+            loc="outside lower center",
+            ncols=count,
+            frameon=False,
+        )
+        if count == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def save(

@@ -13,6 +13,10 @@ from irattack.results.headline import Claim
 from irattack.results.names import title
 from irattack.results.record import Definition, values
 
+WANTED = (
+    "Targeted: success is that the target gives the wanted class, which is another than the label "
+    "for each image. "
+)
 LATEX = {
     **{ord("∞"): r"$_\infty$", ord("–"): "--", ord("−"): "$-$", ord("λ"): r"$\lambda$"},
     **{ord("≥"): r"$\geq$", ord("±"): r"$\pm$", ord("×"): r"$\times$"},
@@ -22,7 +26,9 @@ LATEX = {
 def caption(cells: Sequence[Cell]) -> str:
     """On which benchmark, settings, precision and number of images a table was made, by what."""
     cfg = cells[0].cfg
-    names = ("eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed")
+    targeted = cells[0].targeted
+    names = ["eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed"]
+    names += ["goal", "wanted"] if targeted else []
     settings = ", ".join(f"{name}={values(cells, name)}" for name in names)
     results = [card for cell in cells for card in cards(cell)]
     made = [run for card in results for run in (*card.attacked_with, card.made_with)]
@@ -40,20 +46,22 @@ def caption(cells: Sequence[Cell]) -> str:
         f"protocol={values(cells, 'protocol.name')}, n={results[0].n} images, {settings}; "
         f"{precision}, {devices}, torch {versions}, commit "
         f"{commits}. start=auto is zero with an interaction term and random without. "
+        f"{WANTED if targeted else ''}"
         "Success is measured at every step and the step chosen by leave-one-out over the answers "
         "of the target (Appendix M), so not strictly black-box. Intervals are 95 %, over images, "
         "and repeat that choice; those of gains are paired. The paper's numbers are of ImageNet. "
-        f"{clean_errors(results)}"
+        f"{clean_errors(results, targeted)}"
     )
 
 
-def clean_errors(results: Sequence[Result]) -> str:
+def clean_errors(results: Sequence[Result], targeted: bool = False) -> str:
     """A sentence on the targets that are wrong on clean images, which counts as success."""
+    what = "Given the wanted class" if targeted else "Wrong"
     errors: dict[str, float] = {}
     for card in results:
         errors[card.target_name] = max(errors.get(card.target_name, 0), card.clean_error_percent)
     told = ", ".join(f"{title(name)} {error:.1f} %" for name, error in errors.items())
-    return f"Wrong on the clean images already, which counts as success: {told}."
+    return f"{what} on the clean images already, which counts as success: {told}."
 
 
 def publish(

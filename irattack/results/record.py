@@ -63,7 +63,7 @@ class Record(BaseModel):
     @property
     def command(self) -> str:
         """What makes it again."""
-        machine = ("device", "threads", "shard", "cache.steps")
+        machine = ("track", "device", "threads", "shard", "cache.steps")
         given = [text for text in self.overrides if text.split("=")[0] not in machine]
         return command(self.target, given)
 
@@ -90,6 +90,11 @@ def values(cells: Sequence[Cell], name: str) -> str:
     return " ".join(f"{v} ({' '.join(dict.fromkeys(s))})" for v, s in of_value.items())
 
 
+def told(fact: object) -> str:
+    """A fact, or all that held for some of the shards, as text."""
+    return " ".join(map(str, fact)) if isinstance(fact, list) else str(fact)
+
+
 def runs(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """The devices, threads, versions and commits that what a table reads was made with."""
     found: list[MadeWith] = []
@@ -98,7 +103,7 @@ def runs(cells: Sequence[Cell]) -> list[dict[str, str]]:
             if card is not None:
                 attacked = card.attacked_with if isinstance(card, Result) else []
                 found += [*attacked, card.made_with]
-    texts = [{name: str(fact) for name, fact in run.model_dump().items()} for run in found]
+    texts = [{name: told(fact) for name, fact in run.model_dump().items()} for run in found]
     return [run for i, run in enumerate(texts) if run not in texts[:i]]
 
 

@@ -119,9 +119,11 @@ def draw(
     points: pd.DataFrame,
     records: Sequence[dict],
 ) -> str:
-    """A panel a measure, a point an attack and source."""
+    """A panel a measure, a point an attack and source, with the attack's number in it."""
     figure, axes = plotting.panels(len(MEASURES), 4, height=1.9)
     sources = list(points.source.unique())
+    inside = {"ha": "center", "va": "center_baseline", "color": "white"}
+    numbers = {attack: k + 1 for k, attack in enumerate(points.attack.unique())}
     colours = sns.color_palette("colorblind")
     for axis, (measure, label) in zip(axes, MEASURES.items(), strict=True):
         for k, source in enumerate(sources):
@@ -129,17 +131,19 @@ def draw(
             axis.plot(
                 *(of_source[measure], of_source[SUCCESS], plotting.MARKERS[k % 8]),
                 color=colours[k % len(colours)],
-                markersize=3,
+                markersize=6,
+                alpha=0.7,
                 label=title(source),
             )
             for row in of_source.to_dict("records"):
                 where = (row[measure], row[SUCCESS])
-                axis.annotate(method_name(row["attack"]), where, fontsize=3.5, alpha=0.7)
+                axis.annotate(str(numbers[row["attack"]]), where, fontsize=4, **inside)
         found = [r for r in records if r["measure"] == measure][-1]
         axis.set_title(f"{label}\nρ = {found['spearman']:+.2f}", fontsize=7)
     for axis in axes[::4]:
         axis.set_ylabel("success (%)")
     plotting.legend_below(figure, axes[:1], len(sources))
     mean = " (mean of the sources)" if len(sources) > 1 else ""
-    note = f"A point is an attack; ρ: Spearman{mean}. All δ at one L2 length"
+    key = ", ".join(f"{k} {method_name(attack)}" for attack, k in numbers.items())
+    note = f"A point is an attack: {key}; ρ: Spearman{mean}. All δ at one L2 length"
     return plotting.save(name, definition | {"note": note}, cells, figure, points)

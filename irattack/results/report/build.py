@@ -11,6 +11,7 @@ from typing import Any
 import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
+from PIL import Image
 
 from irattack.errors import InputError
 from irattack.pipeline.cell import Cell
@@ -77,6 +78,12 @@ class Entry:
         return uri("image/png", self.path(file)) if file in self.record.files else None
 
     @property
+    def inches(self) -> float:
+        """The width of its figure on paper."""
+        with Image.open(self.path(f"{self.record.called}.png")) as image:
+            return image.width / image.info["dpi"][0]
+
+    @property
     def downloads(self) -> dict[str, str]:
         """Its CSV files, as data URIs."""
         return {
@@ -91,6 +98,14 @@ class Entry:
         if self.record.kind == "tables":
             return None
         return charts.of_frame(self.record.title, self.frames[""])
+
+    @property
+    def has_legend(self) -> bool:
+        """Whether a click on the legend of that chart picks a line out."""
+        layers = (self.chart or {}).get("layer", [])
+        return any(
+            param.get("bind") == "legend" for one in layers for param in one.get("params", [])
+        )
 
     @property
     def gallery(self) -> gallery.Gallery | None:

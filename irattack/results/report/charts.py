@@ -45,7 +45,7 @@ def _page(heading: str) -> Spec:
             "view": {"stroke": None},
             "axis": {**text, "titleFontWeight": "normal", "gridOpacity": 0.25, "grid": True}
             | {"domainColor": "currentColor", "tickColor": "currentColor"},
-            "legend": {**text, "orient": "bottom", "columns": 3, "title": None},
+            "legend": {**text, "orient": "bottom", "columns": 3, "title": None, "symbolOpacity": 1},
             "range": {"category": COLOURS},
         },
     }
@@ -130,7 +130,7 @@ def utilities(frame: pd.DataFrame) -> Spec:
             "images": frame.n,
         }
     )
-    scale = {"scale": {"zero": False}, "type": "quantitative"}
+    scale = {"scale": {"zero": False, "padding": 24}, "type": "quantitative"}  # for the labels
     where = {
         "x": {"field": "interaction", "title": "interaction (logits)", **scale},
         "y": {"field": "utility", "title": "transfer utility (logits)", **scale},
@@ -147,11 +147,12 @@ def utilities(frame: pd.DataFrame) -> Spec:
         "layer": [
             {
                 "transform": [{"regression": "utility", "on": "interaction"}],
-                "mark": {"type": "line", "color": COLOURS[0], "opacity": 0.5},
+                "mark": {"type": "line", "color": COLOURS[0], "opacity": 0.7},
                 "encoding": where,
             },
             {
-                "mark": {"type": "point", "filled": True, "size": 90, "color": COLOURS[0]},
+                "mark": {"type": "point", "filled": True, "size": 90, "color": COLOURS[0]}
+                | {"opacity": 1},
                 "encoding": where | {"tooltip": said},
             },
             {
@@ -181,7 +182,7 @@ def sweep(frame: pd.DataFrame) -> Spec:
         "type": "quantitative",
         "title": "λ",
         "scale": {"type": "symlog", "constant": 0.1},
-        "axis": {"values": ticks},
+        "axis": {"values": ticks, "format": "~g"},
     }
     colour = {"field": "target", "type": "nominal", "sort": None}
     said = [
