@@ -8,6 +8,7 @@ import json
 import logging
 from multiprocessing import get_context
 from pathlib import Path
+from typing import cast
 
 import hydra
 import numpy as np
@@ -21,6 +22,7 @@ from irattack.data import photos
 from irattack.hashing import sha256
 from irattack.models.network import Network
 from irattack.models.zoo import CONF, build
+from irattack.pipeline.values import number
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +68,18 @@ def fgsm(model: torch.nn.Module, images: Tensor, labels: Tensor, eps: Tensor) ->
     return (images + eps * gradient.sign()).clamp(0, 1).detach()
 
 
+def pgd(model: torch.nn.Module, images: Tensor, labels: Tensor, robust: DictConfig) -> Tensor:
+    """The examples of adversarial training, from a random start (Madry et al., 2018)."""
+    eps, step = number(robust.eps), number(robust.step_size)
+    low, high = (images - eps).clamp_min(0), (images + eps).clamp_max(1)
+    found = low + torch.rand_like(images) * (high - low)
+    for _ in range(robust.steps):
+        moved = found.requires_grad_()
+        (gradient,) = torch.autograd.grad(F.cross_entropy(model(moved), labels), moved)
+        found = (moved.detach() + step * gradient.sign()).clamp(low, high)
+    return found
+
+
 @torch.no_grad()
 def accuracy(model: torch.nn.Module, split: str) -> tuple[float, float]:
     """Accuracy and median probability of the true class on the fixed crops of a split."""
@@ -87,20 +101,20 @@ def trained(name: str, folder: Path) -> torch.nn.Module:
 
 
 def train(name: str, cfg: DictConfig) -> None:
-    """Trains one network and saves its weights; a secured one against its static teachers."""
+    """Trains one network and saves its weights; a secured or robust one on attacked images."""
+    cfg = cast(DictConfig, OmegaConf.merge(cfg, cfg.own.get(name, {})))
     torch.set_num_threads(1)
     torch.manual_seed(cfg.seed)
     model = build("photos", name, pretrained=cfg.resume).requires_grad_()
     model = model.to(memory_format=torch.channels_last)
     assert isinstance(model, Network)
-    secured = cfg.secured.get(name)
+    secured, robust = cfg.secured.get(name), cfg.robust.get(name)
     names = secured.teachers if secured else []
     teachers = [trained(teacher, Path(cfg.output)) for teacher in names]
     crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour, cfg.noise)
-    lr = cfg.lr_plain if name in cfg.plain else cfg.lr
-    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=cfg.weight_decay)
+    optimiser = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, lr, total_steps=cfg.steps, pct_start=cfg.warmup
+        optimiser, cfg.lr, total_steps=cfg.steps, pct_start=cfg.warmup
     )
     for _ in range(cfg.steps):
         x, y = crops.batch(cfg.batch)
@@ -110,6 +124,8 @@ def train(name: str, cfg: DictConfig) -> None:
             eps = torch.from_numpy(crops.rng.uniform(0, cfg.eps, (half, 1, 1, 1))).float()
             teacher = teachers[pick] if pick < len(teachers) else model.eval()
             x[:half] = fgsm(teacher, x[:half], y[:half], eps)
+        if robust:
+            x = pgd(model.eval(), x, y, robust)
         model.train()
         loss = F.cross_entropy(model(x), y, label_smoothing=cfg.label_smoothing)
         optimiser.zero_grad()

@@ -1,8 +1,10 @@
 """Defended targets, and how visible perturbations are, by plain computations of their own."""
 
 import io
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +20,7 @@ from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.defences import KINDS, defence, parted
 from irattack.models.network import Chance, Defended
+from irattack.pipeline import visibility
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.compute import build
 from irattack.pipeline.images import images_of
@@ -342,6 +345,36 @@ def test_ssim_and_psnr_by_loops() -> None:
     assert np.isinf(found[2])
     squares = [float(v) for v in ((clean[0].astype(int) - moved[0]) ** 2).ravel()]
     assert found[0] == pytest.approx(10 * np.log10(255**2 / (sum(squares) / len(squares))))
+
+
+def test_lpips_where_its_package_is_installed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "attack=mi")
+    with pytest.raises(InputError, match="needs the package lpips, which is not installed"):
+        Visibility(one, lpips=True)
+
+    class LPIPS(torch.nn.Module):  # in place of the package's, whose network is downloaded
+        def __init__(self, net: str, verbose: bool) -> None:
+            super().__init__()
+            assert net == "alex"
+
+        def forward(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+            assert min(a.min(), b.min()) >= -1
+            assert 0.9 < max(a.max(), b.max()) <= 1
+            return (a - b).abs().mean(dim=(1, 2, 3), keepdim=True)
+
+    monkeypatch.setitem(sys.modules, "lpips", SimpleNamespace(LPIPS=LPIPS))
+    monkeypatch.setattr(visibility, "version", lambda name: "0.1.4")
+    visibility._perceptual.cache_clear()
+    job = Visibility(one, lpips=True)
+    ensure(job)
+    visibility._perceptual.cache_clear()
+    images = images_of(one)
+    frames = np.concatenate([last_frame(one, shard) for shard in one.shards(images)])
+    distance = np.abs(frames.astype(float) - images.pixels).mean(axis=(1, 2, 3)) / 127.5
+    np.testing.assert_allclose(job.values()["lpips"], distance, rtol=1e-4)
+    assert job.artifact("visibility").path != Visibility(one).artifact("visibility").path
 
 
 def test_visibility_of_the_last_step(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The networks of the photos benchmark: the paper's families at 32 px, from timm's own blocks.
+"""The networks of the photos benchmark: families of networks at 32 px, from timm's own blocks.
 
 Each keeps what makes its family: plain, residual, dense, squeeze-and-excitation or inception
 blocks, batch normalisation where the family has it, and the order of depths (ResNet-152 deeper
@@ -9,8 +9,10 @@ from importlib import import_module
 from typing import Any
 
 from timm.layers import ConvNormAct
+from timm.models.convnext import ConvNeXt
 from timm.models.densenet import DenseNet
 from timm.models.resnet import BasicBlock, Bottleneck, ResNet
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torchvision.models.vgg import make_layers
 
@@ -161,4 +163,29 @@ def inception_resnet_v2(classes: int) -> nn.Module:
         irv2.Mixed_7a(conv_block=_slim),
         *(_narrow(irv2.Block8(scale=0.20, conv_block=_slim)) for _ in range(2)),
         *_head(2080 // SLIM, classes),
+    )
+
+
+def vit(classes: int) -> nn.Module:
+    """Attention over 8 x 8 patches of 4 px (ViT); their mean is classified."""
+    return VisionTransformer(
+        img_size=32,
+        patch_size=4,
+        num_classes=classes,
+        global_pool="avg",
+        class_token=False,
+        embed_dim=80,
+        depth=4,
+        num_heads=5,
+    )
+
+
+def convnext(classes: int) -> nn.Module:
+    """Depthwise 7x7 convolutions with layer norm, patches of 2 px (ConvNeXt)."""
+    return ConvNeXt(
+        num_classes=classes,
+        patch_size=2,
+        depths=(2, 2, 4, 2),
+        dims=(16, 32, 48, 64),
+        ls_init_value=None,
     )

@@ -20,6 +20,7 @@ from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
 from irattack.results.tables import COLUMNS, gains, summaries
 
+SEEN = {"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".3f"), "lpips": ("LPIPS", ".3f")}
 MEAN = ("mean_gain", "mean_ci_low", "mean_ci_high")
 
 
@@ -55,7 +56,7 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     )
     length = job_of(cells[0], Contributions).length if inside else None
     costs = ["gradients an image", "s an image (CPU: all threads)"] if priced else []
-    costs += ["PSNR, dB", "SSIM"] if seen else []
+    costs += [SEEN[what][0] for what in job_of(cells[0], Visibility).measures] if seen else []
     heads = ["source", "norm", "method", *(title(t) for t in targets), "mean"]
     within = [f"interaction at L2 {length}"] if inside else []
     lines = [[*heads, "mean gain [95 %]", "mean L2", *within, *costs]]
@@ -82,10 +83,11 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
             extra |= {"gradients": price.gradients, "seconds": price.seconds}
             shown += [str(price.gradients), f"{price.seconds:.3g}"]
         if seen:
-            measured = job_of(cell, Visibility).values()
-            means = {what: float(measured[what].mean()) for what in ("psnr", "ssim")}
+            job = job_of(cell, Visibility)
+            measured = job.values()
+            means = {what: float(measured[what].mean()) for what in job.measures}
             extra |= means
-            shown += [f"{means['psnr']:.2f}", f"{means['ssim']:.3f}"]
+            shown += [f"{mean:{SEEN[what][1]}}" for what, mean in means.items()]
         frames.append(frame.assign(**extra))
         percent = dict(zip(frame.target, frame.success_rate_percent, strict=True))
         where = [title(cell.cfg.source), title(cell.norm), method_name(cell.method)]
