@@ -11,9 +11,12 @@ import torch.nn.functional as F
 from omegaconf import OmegaConf
 from timm import create_model
 from timm.models import senet
+from timm.models.convnext import ConvNeXt
 from timm.models.densenet import DenseNet as TimmDenseNet
 from timm.models.resnet import BasicBlock, Bottleneck
 from timm.models.resnet import ResNet as TimmResNet
+from timm.models.swin_transformer import SwinTransformer
+from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torchvision.models.densenet import DenseNet
 from torchvision.models.resnet import BasicBlock as TorchBasicBlock
@@ -83,6 +86,22 @@ def inception_residual(b: Any, x: Tensor) -> Tensor:
     return torch.relu(out) if getattr(b, "act", None) or getattr(b, "relu", None) else out
 
 
+def transformer(b: Any, x: Tensor) -> Tensor:
+    x = x + scaled(b.attn(b.norm1(x)))
+    return x + scaled(b.mlp(b.norm2(x)))
+
+
+def windows(b: Any, x: Tensor) -> Tensor:
+    x = x + scaled(b._attn(b.norm1(x)))
+    tokens = x.flatten(1, 2)
+    return (tokens + scaled(b.mlp(b.norm2(tokens)))).view_as(x)
+
+
+def depthwise(b: Any, x: Tensor) -> Tensor:
+    branch = b.mlp(b.norm(b.conv_dw(x).permute(0, 2, 3, 1))).permute(0, 3, 1, 2)
+    return b.shortcut(x) + scaled(b.gamma.view(1, -1, 1, 1) * branch)
+
+
 def fact(name: str) -> dict:
     path = CONF / "model" / "imagenet" / f"{name}.yaml"
     facts: Any = OmegaConf.to_container(OmegaConf.load(path))
@@ -118,6 +137,24 @@ PUBLISHED: dict[str, tuple[Callable[[], nn.Module], str, Callable]] = {
         lambda: create_model("inception_resnet_v2", pretrained=False),
         *("inception_resnet_v2", inception_residual),
     ),
+    "timm ViT": (
+        lambda: VisionTransformer(img_size=64, embed_dim=48, depth=3, num_heads=3),
+        *("vit", transformer),
+    ),
+    "timm DeiT": (
+        lambda: VisionTransformer(img_size=64, embed_dim=48, depth=3, num_heads=3),
+        *("deit", transformer),
+    ),
+    "timm Swin": (
+        lambda: SwinTransformer(
+            img_size=64, window_size=4, embed_dim=24, depths=(2, 2), num_heads=(2, 4)
+        ),
+        *("swin", windows),
+    ),
+    "timm ConvNeXt": (
+        lambda: ConvNeXt(depths=(1, 1, 2, 1), dims=(16, 24, 32, 40), ls_init_value=1),
+        *("convnext", depthwise),
+    ),
 }
 
 
@@ -149,6 +186,7 @@ def matching(net: nn.Module, pattern: str) -> list[tuple[str, nn.Module]]:
 def test_every_branch_of_the_published_networks_is_named() -> None:
     counts = {"resnet34": 16, "resnet152": 50, "senet154": 50, "densenet121": 58}
     counts |= {"densenet201": 98, "inception_resnet_v2": 40}
+    counts |= {"vit": 24, "deit": 24, "swin": 48, "convnext": 36}
     for name, count in counts.items():
         facts = fact(name)
         with torch.device("meta"):
@@ -175,7 +213,9 @@ def test_sgm_on_every_small_network(name: str) -> None:
 
 
 def test_sgm_reaches_every_branch_once() -> None:
-    for name, blocks in {"resnet34": 8, "resnet152": 13, "densenet121": 17, "senet154": 12}.items():
+    counts = {"resnet34": 8, "resnet152": 13, "densenet121": 17, "senet154": 12}
+    counts |= {"vit": 8, "convnext": 10, "resnet_adv": 8}
+    for name, blocks in counts.items():
         model = zoo.build("photos", name)
         pattern = zoo.card("photos", name)["skip"]["branches"]
         assert len(named(model.body, pattern)) == blocks  # type: ignore[arg-type]

@@ -69,4 +69,4 @@ def method_name(method: str) -> str:
 def signed(interval: tuple[float, float, float]) -> str:
     """How a table writes a gain and its interval, in points: `+3.1 [-0.4, +6.2]`."""
     value, low, high = interval
-    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+    return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"

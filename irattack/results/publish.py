@@ -23,8 +23,19 @@ LATEX = {
 }
 
 
-def caption(cells: Sequence[Cell]) -> str:
-    """On which benchmark, settings, precision and number of images a table was made, by what."""
+CHOSEN = (
+    "Success is measured at every step and the step chosen by leave-one-out over the answers of "
+    "the target (Appendix M), so not strictly black-box. Intervals are 95 %, over images, and "
+    "repeat that choice; those of gains are paired. The paper's numbers are of ImageNet. "
+)
+
+
+def caption(cells: Sequence[Cell], success: str = CHOSEN) -> str:
+    """On which benchmark, settings, precision and number of images a table was made, by what.
+
+    Args:
+        success: a sentence on what its success is.
+    """
     cfg = cells[0].cfg
     targeted = cells[0].targeted
     names = ["eps", "steps", "samples", "cells", "grid", "lam", "loss", "start", "seed"]
@@ -46,11 +57,7 @@ def caption(cells: Sequence[Cell]) -> str:
         f"protocol={values(cells, 'protocol.name')}, n={results[0].n} images, {settings}; "
         f"{precision}, {devices}, torch {versions}, commit "
         f"{commits}. start=auto is zero with an interaction term and random without. "
-        f"{WANTED if targeted else ''}"
-        "Success is measured at every step and the step chosen by leave-one-out over the answers "
-        "of the target (Appendix M), so not strictly black-box. Intervals are 95 %, over images, "
-        "and repeat that choice; those of gains are paired. The paper's numbers are of ImageNet. "
-        f"{clean_errors(results, targeted)}"
+        f"{WANTED if targeted else ''}{success}{clean_errors(results, targeted)}"
     )
 
 

@@ -44,9 +44,9 @@ def values(cell: Cell) -> dict[str, np.ndarray]:
 
 def told(interval: Interval, other: Interval | None = None) -> str:
     """A correlation and its intervals."""
-    shown = f"{interval[0]:+.2f}"
+    shown = f"{interval[0]:+z.2f}"
     for _, low, high in filter(None, (interval, other)):
-        shown += f" [{low:+.2f}, {high:+.2f}]"
+        shown += f" [{low:+z.2f}, {high:+z.2f}]"
     return shown
 
 
@@ -105,7 +105,9 @@ def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "and the largest. Alignment: the cosine of the gradients of ℓ of source and target at "
         "x + δ, which an attacker does not know. Partial correlations are of ranks, after least "
         "squares on those of ‖δ‖₂ before scaling and of the source's margin.",
-        caption(cells),
+        caption(
+            cells, "Success is that of the last step, wrong answers to clean images included. "
+        ),
     ]
     figure = draw(name, definition, cells, points, records)
     files = {f"{name}.csv": pd.DataFrame(records), f"{name}_points.csv": points}
