@@ -8,7 +8,6 @@ import json
 import logging
 from multiprocessing import get_context
 from pathlib import Path
-from typing import cast
 
 import hydra
 import numpy as np
@@ -102,7 +101,6 @@ def trained(name: str, folder: Path) -> torch.nn.Module:
 
 def train(name: str, cfg: DictConfig) -> None:
     """Trains one network and saves its weights; a secured or robust one on attacked images."""
-    cfg = cast(DictConfig, OmegaConf.merge(cfg, cfg.own.get(name, {})))
     torch.set_num_threads(1)
     torch.manual_seed(cfg.seed)
     model = build("photos", name, pretrained=cfg.resume).requires_grad_()
@@ -112,11 +110,14 @@ def train(name: str, cfg: DictConfig) -> None:
     names = secured.teachers if secured else []
     teachers = [trained(teacher, Path(cfg.output)) for teacher in names]
     crops = TrainingCrops(cfg.seed, cfg.contrast, cfg.colour, cfg.noise)
-    optimiser = torch.optim.AdamW(model.parameters(), cfg.lr, weight_decay=cfg.weight_decay)
+    factors = cfg.factors.get(name, {})
+    lr = cfg.lr * number(factors.get("lr", 1))
+    steps = round(cfg.steps * factors.get("steps", 1))
+    optimiser = torch.optim.AdamW(model.parameters(), lr, weight_decay=cfg.weight_decay)
     schedule = torch.optim.lr_scheduler.OneCycleLR(
-        optimiser, cfg.lr, total_steps=cfg.steps, pct_start=cfg.warmup
+        optimiser, lr, total_steps=steps, pct_start=cfg.warmup
     )
-    for _ in range(cfg.steps):
+    for _ in range(steps):
         x, y = crops.batch(cfg.batch)
         if teachers:
             half = len(x) // 2

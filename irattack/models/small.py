@@ -185,7 +185,7 @@ def convnext(classes: int) -> nn.Module:
     return ConvNeXt(
         num_classes=classes,
         patch_size=2,
-        depths=(2, 2, 4, 2),
+        depths=(2, 2, 2, 2),
         dims=(16, 32, 48, 64),
         ls_init_value=None,
     )
