@@ -108,7 +108,7 @@ def test_networks_and_images_of_a_benchmark(tmp_path: Path) -> None:
     assert [cell.cfg.source for cell in found] == [
         *("alexnet", "vgg16", "resnet34", "resnet152", "densenet121", "densenet201", "ensemble"),
         *("senet154", "inception_v3", "inception_v4", "inception_resnet_v2"),
-        *("inception_v3_ens3", "inception_v3_ens4", "inception_resnet_v2_ens3"),
+        *("inception_v3_ens3", "inception_v3_ens4", "inception_resnet_v2_ens3", "vit", "convnext"),
     ]
     assert {cell.cfg.images for cell in found} == {699}
     chosen = cells(tmp_path, "source=few", "targets=[vgg16,resnet34]", "images=5")

@@ -214,7 +214,9 @@ def test_the_picture_and_the_headline_are_of_the_same_numbers(
     readme = (ROOT / "README.md").read_text()
     for _, gains in data.groupby(["where", "norm"]):
         said = f"{(gains.gain > 0).sum()} of {len(gains)}"
-        assert re.search(rf"\| {said}\b[^|]*{re.escape(f'{gains.gain.mean():+.1f}')}", readme), said
+        assert re.search(
+            rf"\|[^|]*\b{said}\b[^|]*{re.escape(f'{gains.gain.mean():+.1f}')}", readme
+        ), said
     one = data[data["where"] != picture.PAPER]
     table = one.assign(attack="ir", over="pgd", paper_gain=float("nan"))
     table.to_csv(tmp_path / "gain.csv", index=False)
