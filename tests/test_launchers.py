@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
 
-from irattack.commands import reproduce
+from irattack.commands import launch, reproduce
 from irattack.commands.launch import as_sweep, failures, of_launcher
 from irattack.conf import CONF
 
@@ -179,3 +180,24 @@ def test_overrides_of_the_launcher() -> None:
 def test_choices_of_equal_values_are_told_apart() -> None:
     first, second = as_sweep([{"source": "a", "c": 1}, {"source": "a", "p": 1}])[6:].split(",")
     assert first != second
+
+
+@pytest.mark.parametrize(
+    ("launcher", "n_jobs", "threads", "cure"),
+    [
+        ("joblib.JoblibLauncher", -1, 2, " use threads=1."),
+        ("joblib.JoblibLauncher", -2, 3, " use threads=1."),
+        ("joblib.JoblibLauncher", 4, 3, " use threads=2."),
+        ("joblib.JoblibLauncher", 4, 2, ""),
+        ("joblib.JoblibLauncher", 16, 1, " use hydra.launcher.n_jobs=8 threads=1."),
+        ("BasicLauncher", 4, 8, ""),
+    ],
+)
+def test_more_threads_than_cores_are_told(
+    monkeypatch: pytest.MonkeyPatch, launcher: str, n_jobs: int, threads: int, cure: str
+) -> None:
+    monkeypatch.setattr(launch, "cpu_count", lambda: 8)
+    own = {"_target_": launcher, "n_jobs": n_jobs}
+    told = launch.crowded(OmegaConf.create({"threads": threads, "hydra": {"launcher": own}}))
+    assert bool(told) == bool(cure)
+    assert told.endswith(cure)

@@ -1,8 +1,10 @@
 """Hydra's launchers: the cells of a table as one list of jobs, and what to say when a job fails."""
 
 import contextlib
+import logging
 import re
 import sys
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -15,8 +17,11 @@ from omegaconf.errors import OmegaConfBaseException
 
 from irattack.commands.cli import stop
 from irattack.commands.queue import absent
+from irattack.commands.settings import cpu_count
 from irattack.conf import is_group
 from irattack.errors import InputError
+
+log = logging.getLogger(__name__)
 
 EVERY_S = 15.0  # at most so many seconds between two looks at Slurm's queue
 OURS = (InputError, OSError, HydraException, OmegaConfBaseException)  # have a sentence already
@@ -94,9 +99,30 @@ class Prepare(Callback):
         self.every_s = every_s
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """`ready_for_slurm`, if that is the launcher."""
+        """`ready_for_slurm`, if that is the launcher; of joblib's, says if it is too crowded."""
         if of_slurm(config):
             ready_for_slurm(self.every_s)
+        if sentence := crowded(config):
+            log.warning(sentence)
+        # joblib starts a worker that has grown anew; no job is lost
+        warnings.filterwarnings("ignore", "A worker stopped while some jobs", UserWarning)
+
+
+def crowded(config: DictConfig) -> str:
+    """The sentence for processes of joblib with more threads than cores; empty if they fit."""
+    launcher = config.hydra.launcher
+    if not launcher._target_.endswith("JoblibLauncher"):
+        return ""
+    cores = cpu_count()
+    processes = launcher.n_jobs if launcher.n_jobs > 0 else max(cores + 1 + launcher.n_jobs, 1)
+    if processes * config.threads <= cores:
+        return ""
+    fewer = "" if processes <= cores else f"hydra.launcher.n_jobs={cores} "
+    return (
+        f"hydra.launcher.n_jobs={launcher.n_jobs}: {processes} processes of threads="
+        f"{config.threads} share {cores} cores, which makes all of them slow on a CPU; use "
+        f"{fewer}threads={max(cores // processes, 1)}."
+    )
 
 
 @contextlib.contextmanager
