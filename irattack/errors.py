@@ -1,5 +1,6 @@
 """A user's mistake is answered with one sentence: what was given, what is allowed, what to do."""
 
+import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
 
@@ -17,6 +18,16 @@ def one_of(what: str, given: object, allowed: Iterable[str]) -> None:
     names = list(allowed)
     if given not in names:
         raise unknown(what, given, names)
+
+
+def ranged(
+    what: str, given: float, low: float, high: float = math.inf, whole: bool = False
+) -> None:
+    """Raises InputError unless a number is from `low` to `high`, and whole if it has to be."""
+    if not low <= given <= high or (whole and given % 1):
+        kind = "a whole number" if whole else "a number"
+        allowed = f"from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
+        raise InputError(f"{what}={given}: expected {kind} {allowed}.")
 
 
 def unknown(what: str, given: object, allowed: Iterable[str], cure: str = "") -> InputError:

@@ -117,7 +117,7 @@ def test_the_median_is_that_of_each_window(pixels: np.ndarray, side: int) -> Non
 
 
 def test_resize_and_pad(square: Tensor) -> None:
-    """Somewhere in zeros stands the image, repeated to a size below the largest."""
+    """Somewhere in grey stands the image, repeated to a size below the largest."""
     found = seen("resizepad1.5", square)
     assert found.shape == (6, 3, 48, 48)
     places = set()
@@ -134,12 +134,12 @@ def test_resize_and_pad(square: Tensor) -> None:
     assert len(places) == 6
     default = seen("resizepad", square)  # 331 / 299
     assert default.shape[-2:] == (35, 35)
-    assert set(default.unique().tolist()) <= {0.0, *square.unique().tolist()}
+    assert set(default.unique().tolist()) <= {0.5, *square.unique().tolist()}
 
 
 def placed(image: Tensor, new: int, top: int, left: int) -> Tensor:
     nearest = torch.tensor([32 * i // new for i in range(new)])
-    frame = torch.zeros(3, 48, 48)
+    frame = torch.full((3, 48, 48), 0.5)
     frame[:, top : top + new, left : left + new] = image[:, nearest][:, :, nearest]
     return frame
 

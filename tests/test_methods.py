@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.functional import rotate
 
-from irattack.attacks.diversity import ScaledCopies, Spectrum
+from irattack.attacks.diversity import ResizeAndPad, ScaledCopies, Spectrum
 from irattack.attacks.linear import LinearBackward
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.moves import PatchWise, SignDecay
@@ -480,3 +481,31 @@ def test_pieces_of_other_slots_compose(config: None) -> None:
     assert isinstance(attack.backward, LinearBackward)
     assert named("attack=linbp", "source=vgg16").backward == LinearBackward()
     assert attack.estimate.radius == pytest.approx(36 / 255)
+
+
+@pytest.mark.parametrize(
+    ("piece", "settings", "told"),
+    [
+        (Lookahead, {"mu": -1}, "mu=-1: expected a number from 0 on"),
+        (ReversePerturbation, {"radius": -1, "step_size": 1}, "radius=-1"),
+        (ReversePerturbation, {"radius": 1, "step_size": 1, "steps": 0}, "steps=0"),
+        (EnhancedMomentum, {"samples": 0}, "samples=0: expected a whole number from 1 on"),
+        (VarianceTuning, {"samples": 0, "radius": 1}, "samples=0"),
+        (GradientRelevance, {"samples": 2.5, "radius": 1}, r"samples=2\.5: expected a whole"),
+        (GradientNorm, {"samples": 0, "radius": 1}, "samples=0"),
+        (GradientNorm, {"samples": 2, "radius": 1, "balance": 2}, "balance=2: .* from 0 to 1"),
+        (PatchWise, {"size": 4}, "size=4: expected an odd"),
+        (PatchWise, {"factor": -1}, "factor=-1"),
+        (SignDecay, {"eta": 0}, "eta=0: expected a number above 0"),
+        (ShuffleAndRotate, {"copies": 0}, "copies=0"),
+        (ShuffleAndRotate, {"copies": 1, "blocks": 0}, "blocks=0"),
+        (ScaledCopies, {"copies": 0}, "copies=0"),
+        (Spectrum, {"copies": 1, "sigma": -1}, "sigma=-1"),
+        (Spectrum, {"copies": 0, "sigma": 1}, "copies=0"),
+        (ResizeAndPad, {"probability": 2}, "probability=2"),
+        (LinearBackward, {"since": 2}, "since=2: expected a number from 0 to 1"),
+    ],
+)
+def test_pieces_refuse_what_means_nothing(piece: Any, settings: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        piece(**settings)

@@ -170,3 +170,12 @@ def test_examples_of_adversarial_training_are_those_of_pgd(smooth: torch.nn.Modu
     loss = torch.nn.functional.cross_entropy
     start = (x + (2 * torch.rand_like(x) - 1) * 8 / 255).clamp(0, 1)
     assert loss(smooth(found), y) > loss(smooth(start), y) > 0
+    torch.manual_seed(0)
+    torch.rand(4, 3, 32, 32)
+    low, high = (x - 8 / 255).clamp_min(0), (x + 8 / 255).clamp_max(1)
+    plain = low + torch.rand_like(x) * (high - low)
+    for _ in range(7):
+        plain.requires_grad_()
+        step = torch.autograd.grad(loss(smooth(plain), y), plain)[0].sign() * 2 / 255
+        plain = torch.minimum(torch.maximum(plain.detach() + step, low), high)
+    torch.testing.assert_close(found, plain)

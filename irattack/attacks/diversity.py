@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from irattack.attacks.randomness import Draws
-from irattack.errors import InputError
+from irattack.errors import InputError, ranged
 
 
 @dataclass(frozen=True)
@@ -24,12 +24,17 @@ class ResizeAndPad:
     """DI: with some probability, the image is resized at random and padded at random.
 
     Xie et al. (2019) enlarge 299 px to a random size in [299, 330) and pad to 330 with zeros, with
-    probability 0.5. For another input size the ratio 330 / 299 is kept, and the result is resized
+    probability 0.5 (zeros of images in [0, 1], black; in the authors' code of images in [−1, 1],
+    grey). For another input size the ratio 330 / 299 is kept, and the result is resized
     back, so that any network takes it.
     """
 
     probability: float = 0.5
     ratio: float = 330 / 299
+
+    def __post_init__(self) -> None:
+        ranged("probability", self.probability, 0, 1)
+        ranged("ratio", self.ratio, 1)
 
     def __call__(self, images: Tensor, draws: Tensor) -> Tensor:
         """T(images): images (b, C, H, W), draws (b, 4) in [0, 1) -> (b, C, H, W)."""
@@ -84,6 +89,9 @@ class ScaledCopies:
 
     copies: int = 5
 
+    def __post_init__(self) -> None:
+        ranged("copies", self.copies, 1, whole=True)
+
     def drawn(
         self, ids: Sequence[str], step: int, draws: Draws, times: int, shape: Sequence[int]
     ) -> Tensor:
@@ -111,6 +119,11 @@ class Spectrum:
     copies: int
     sigma: float
     rho: float = 0.5
+
+    def __post_init__(self) -> None:
+        ranged("copies", self.copies, 1, whole=True)
+        ranged("sigma", self.sigma, 0)
+        ranged("rho", self.rho, 0)
 
     def drawn(
         self, ids: Sequence[str], step: int, draws: Draws, times: int, shape: Sequence[int]

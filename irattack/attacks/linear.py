@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from irattack.errors import InputError
+from irattack.errors import InputError, ranged
 from irattack.models.network import Ensemble
 
 
@@ -43,8 +43,7 @@ class LinearBackward:
     one_graph = False
 
     def __post_init__(self) -> None:
-        if not 0 <= self.since <= 1:
-            raise InputError(f"since={self.since}: expected a part of the network, from 0 to 1.")
+        ranged("since", self.since, 0, 1)
 
     @contextlib.contextmanager
     def __call__(self, model: nn.Module) -> Iterator[None]:

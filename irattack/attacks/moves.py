@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from irattack.attacks.norms import Norm
+from irattack.errors import InputError, ranged
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,13 @@ class PatchWise:
     factor: float = 10.0
     project: float = 1.0
     size: int = 3
+
+    def __post_init__(self) -> None:
+        ranged("factor", self.factor, 0)
+        ranged("project", self.project, 0)
+        ranged("size", self.size, 1, whole=True)
+        if self.size % 2 == 0:
+            raise InputError(f"size={self.size}: expected an odd number of pixels.")
 
     def __call__(self, m: Tensor, norm: Norm, past: dict[str, Tensor]) -> Tensor:
         """s + p, (B, C, H, W), from the m of this step."""
@@ -65,6 +73,10 @@ class SignDecay:
     """
 
     eta: float = 0.94
+
+    def __post_init__(self) -> None:
+        if not 0 < self.eta <= 1:
+            raise InputError(f"eta={self.eta}: expected a number above 0, at most 1.")
 
     def __call__(self, m: Tensor, norm: Norm, past: dict[str, Tensor]) -> Tensor:
         """The step, (B, C, H, W), from the m of this step."""

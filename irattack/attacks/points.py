@@ -25,6 +25,7 @@ from torch import Tensor
 
 from irattack.attacks.norms import Norm, along, l1_length, l2_length
 from irattack.attacks.randomness import Draws, to_device
+from irattack.errors import ranged
 
 At = Callable[..., Tensor]
 Past = dict[str, Tensor]
@@ -41,6 +42,9 @@ class Lookahead:
     """
 
     mu: float = 1.0
+
+    def __post_init__(self) -> None:
+        ranged("mu", self.mu, 0)
 
     def __call__(self, at: At, delta: Tensor, m: Tensor, norm: Norm, *drawing: object) -> Tensor:
         """The point, (B, C, H, W), from δ and the last m."""
@@ -64,6 +68,11 @@ class ReversePerturbation:
     radius: float
     step_size: float
     steps: int = 8
+
+    def __post_init__(self) -> None:
+        ranged("radius", self.radius, 0)
+        ranged("step_size", self.step_size, 0)
+        ranged("steps", self.steps, 1, whole=True)
 
     def __call__(
         self,
@@ -99,6 +108,10 @@ class EnhancedMomentum:
     samples: int = 11
     radius: float = 7.0
 
+    def __post_init__(self) -> None:
+        ranged("samples", self.samples, 1, whole=True)
+        ranged("radius", self.radius, 0)
+
     def __call__(
         self,
         at: At,
@@ -131,6 +144,10 @@ class Neighbourhood:
 
     samples: int
     radius: float
+
+    def __post_init__(self) -> None:
+        ranged("samples", self.samples, 1, whole=True)
+        ranged("radius", self.radius, 0)
 
     def points(
         self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws
@@ -184,6 +201,10 @@ class GradientNorm(Neighbourhood):
     """
 
     balance: float = 0.5
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ranged("balance", self.balance, 0, 1)
 
     def __call__(
         self,

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from irattack.attacks.randomness import Draws
+from irattack.errors import ranged
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,9 @@ class ShuffleAndRotate:
 
     An image is cut into n strips of random heights, whose order is drawn, and each strip into n
     blocks of random widths, whose order is drawn too. Each block is rotated about its middle by
-    an angle uniform in [−τ, τ], bilinearly, with zeros where it has no pixels.
+    an angle uniform in [−τ, τ], bilinearly, with zeros where it has no pixels. A part's share of a
+    side is u_i / Σ u, u_i uniform in [0, 1), so that it may be thin. In the authors' code u_i is in
+    (1, 2], it is drawn whether rows or columns are cut first, and what is rotated are the strips.
 
     Args:
         copies: N, copies an image and step; 20 in the paper.
@@ -28,6 +31,11 @@ class ShuffleAndRotate:
     copies: int
     blocks: int = 2
     degrees: float = 24.0
+
+    def __post_init__(self) -> None:
+        ranged("copies", self.copies, 1, whole=True)
+        ranged("blocks", self.blocks, 1, whole=True)
+        ranged("degrees", self.degrees, 0, 180)
 
     def drawn(
         self, ids: Sequence[str], step: int, draws: Draws, times: int, shape: Sequence[int]

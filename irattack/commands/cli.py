@@ -168,6 +168,6 @@ def tidy_arguments() -> None:
     home = str(Path.home())
     words = [re.sub(r"(?<==)~(?=/|$)", home, word) for word in sys.argv[1:]]  # as a shell would
     sys.argv[1:] = joined(words)
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] != "-")
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] not in "-./")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

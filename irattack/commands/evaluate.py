@@ -6,7 +6,7 @@ FOLDER holds an image for each clean image (`irattack export FOLDER clean`), und
 in RGB of 8 bits and the benchmark's size; PNG is lossless. `benchmark=`, `images=`, `seed=` or
 `manifest=` say which clean images, `targets=` who is asked, `norm=` and `eps=` the ball. Images
 that are missing are named and left out; those outside the ball are counted, and so is the success
-without them. The table is printed and written to outputs/<benchmark>/evaluated.
+with those counted as no success. The table is printed and written to outputs/<benchmark>/evaluated.
 """
 
 from irattack.commands.cli import one_sentence, tidy_arguments

@@ -12,6 +12,7 @@ SHA-256. The attack is run where its images are not on the disk. STEP is
     clean          the images before any attack, for a tool that attacks them itself
 """
 
+import re
 import sys
 
 from irattack.commands.cli import one_sentence, tidy_arguments
@@ -33,12 +34,15 @@ def asked(command: str, most: int) -> tuple[list[str], Cell]:
         command: its name.
         most: how many words it takes.
     """
-    words = [word for word in sys.argv[1:] if "=" not in word and word[0] != "-"]
+    words = [word for word in sys.argv[1:] if not re.match(r"-|[^./].*=", word)]
     launcher, rest = divided([word for word in sys.argv[1:] if word not in words])
     if launcher:
         raise InputError(f"{launcher[0]}: {command} works on one cell, here; leave it out.")
-    if not 1 <= len(words) <= most:
-        raise InputError(f"irattack {command} {' '.join(words)}: give one FOLDER, then settings.")
+    if not 1 <= len(words) <= most or not all(words):
+        raise InputError(
+            f"{command} {' '.join(words)}: give one FOLDER (./FOLDER if it has a = in its name), "
+            "then settings."
+        )
     with hydra():
         settings = settings_of(composed(rest))
     check_data(settings)

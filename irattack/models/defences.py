@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     # from what one image draws, shape S, to what all draw, (B, *S)
     Draw = Callable[[Callable[[torch.Generator], Tensor]], Tensor]
 
-VERSION = 1  # raise it when the same name starts to give other images
+VERSION = 2  # raise it when the same name starts to give other images
 
 
 def through_file(image: np.ndarray, form: str, **options: Any) -> np.ndarray:
@@ -80,9 +80,10 @@ def median(images: "Tensor", side: float, draw: "Draw") -> "Tensor":
 
 
 def resizepad(images: "Tensor", ratio: float, draw: "Draw") -> "Tensor":
-    """A random size below ratio · side, padded with zeros at random to it (Xie et al., 2018).
+    """A random size below ratio · side, padded with grey at random to it (Xie et al., 2018).
 
-    arXiv 1711.01991, Section 4: 299 px to a size in [299, 331), padded to 331. Nearest pixels.
+    arXiv 1711.01991, Section 4: 299 px to a size in [299, 331), padded to 331 with zeros, which
+    are grey, 0.5, in the images in [−1, 1] that its networks take. Nearest pixels.
     Images (B, 3, H, W) to (B, 3, round(ratio · H), round(ratio · W)), which the network resizes to
     the size that it takes, as it does all images.
     """
@@ -99,7 +100,7 @@ def resizepad(images: "Tensor", ratio: float, draw: "Draw") -> "Tensor":
         spare = [wide - side for wide, side in zip(most, new, strict=True)]
         top, left = (int(u * (room + 1)) for u, room in zip(where, spare, strict=True))
         resized = F.interpolate(image, size=new, mode="nearest")
-        found.append(F.pad(resized, (left, spare[1] - left, top, spare[0] - top)))
+        found.append(F.pad(resized, (left, spare[1] - left, top, spare[0] - top), value=0.5))
     return torch.cat(found)
 
 

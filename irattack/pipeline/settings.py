@@ -286,6 +286,11 @@ def check_names(settings: Settings) -> None:
             " or use lam= for the λ of this run."
         )
     zoo.card(benchmark.name, settings.source)
+    if "+" in settings.source and any("Accuracy" not in str(job) for job in settings.jobs):
+        raise InputError(
+            f"source={settings.source}: a defended network gives no gradients; name it as a "
+            "target, or attack the network alone."
+        )
     if isinstance(targets, str):
         if targets not in benchmark.target_sets:
             try:
