@@ -300,6 +300,7 @@ def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
     y, ids = torch.tensor([1, 2]), list("ab")
     no_skips = source in ("alexnet", "vgg16") or source.startswith("inception_v")
     refuses = {"sgm", "sgmir", "hybridir"} if no_skips else set()
+    no_relus = source in ("vit", "convnext")
     for name, norm in [*product(ATTACKS, ("linf", "l2")), ("relaxed", "free")]:
         small = ["steps=2", "samples=2", "benchmark.copies=2", "benchmark.relaxed.steps=2"]
         choice = [f"attack={name}", f"norm={norm}", f"source={source}", *small]
@@ -309,6 +310,10 @@ def test_every_attack_runs_or_is_refused(source: str, config: None) -> None:
                 Cell(cfg)
             continue
         attack = made(Cell(cfg))
+        if name == "linbp" and no_relus:
+            with pytest.raises(InputError, match="needs a source with ReLUs"):
+                next(iter(perturbations(attack, model, x, y, ids, Draws(0))))
+            continue
         for hook in (None, flat):
             handle = model.register_forward_hook(hook) if hook else None
             steps = list(perturbations(attack, model, x, y, ids, Draws(0)))
