@@ -305,7 +305,7 @@ def test_the_commands(
     said = call(evaluate_command.main, folder, *QUICK, out)
     assert "No image exceeds ε; largest ‖δ‖∞ 6/255" in said  # three steps of 2/255
     for main, words, sentence in (
-        (export_command.main, [], "export : give one FOLDER"),
+        (export_command.main, [], "export: give one FOLDER"),
         (evaluate_command.main, [folder, "last"], "give one FOLDER"),
         (evaluate_command.main, [folder, "-m"], "-m: evaluate works on one cell, here; leave it"),
     ):

@@ -158,6 +158,13 @@ def joined(words: list[str]) -> list[str]:
     return found
 
 
+FLAGS = (  # Hydra's, of more than one letter
+    *("--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--info"),
+    *("--multirun", "--shell-completion", "--config-path", "--config-name", "--config-dir"),
+    *("--experimental-rerun", "-sc", "-cp", "-cn", "-cd"),
+)
+
+
 def tidy_arguments() -> None:
     """Lets flags stand anywhere, `--cfg job` show resolved values, and errors be ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
@@ -168,6 +175,12 @@ def tidy_arguments() -> None:
     home = str(Path.home())
     words = [re.sub(r"(?<==)~(?=/|$)", home, word) for word in sys.argv[1:]]  # as a shell would
     sys.argv[1:] = joined(words)
+    for word in sys.argv[1:]:
+        if re.match(r"--?[a-z]{2}", word) and word.partition("=")[0] not in FLAGS:
+            stop(
+                f"{word}: no such flag; settings are given as name=value, such as norm=l2, and "
+                "`irattack --help` lists the flags."
+            )
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda word: "=" in word and word[0] not in "-./")
     if any(flag in sys.argv for flag in ("--cfg", "-c")) and "--resolve" not in sys.argv:
         sys.argv.append("--resolve")

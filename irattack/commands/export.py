@@ -40,8 +40,8 @@ def asked(command: str, most: int) -> tuple[list[str], Cell]:
         raise InputError(f"{launcher[0]}: {command} works on one cell, here; leave it out.")
     if not 1 <= len(words) <= most or not all(words):
         raise InputError(
-            f"{command} {' '.join(words)}: give one FOLDER (./FOLDER if it has a = in its name), "
-            "then settings."
+            f"{' '.join([command, *words]).strip()}: give one FOLDER (./FOLDER if it has a = in "
+            "its name), then settings."
         )
     with hydra():
         settings = settings_of(composed(rest))

@@ -20,6 +20,7 @@ from irattack.commands.plans import definitions
 from irattack.conf import yamls
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
+from irattack.pipeline.settings import slots
 
 KINDS = {  # and the groups of yamls
     "tables": ("table", "figure"),
@@ -38,7 +39,11 @@ def ls(kind: str, overrides: list[str]) -> str:
         raise unknown("ls", kind, KINDS)
     if kind == "models":
         return models(benchmark(overrides))
-    return aligned([[name, said(path)] for name, path in listed(kind).items()])
+    rows = [[name, said(path)] for name, path in listed(kind).items()]
+    if kind == "pieces":  # two pieces of one slot do not go together
+        filled = [", ".join(slots(path)) for path in listed(kind).values()]
+        rows = [[name, slot, text] for (name, text), slot in zip(rows, filled, strict=True)]
+    return aligned(rows)
 
 
 def everything(overrides: list[str]) -> str:

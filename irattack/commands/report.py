@@ -32,7 +32,7 @@ def cells(found: Record, given: Sequence[str]) -> list[Cell]:
 
 
 def missing(benchmark: str, given: list[str], there: set[str]) -> list[Definition]:
-    """The yamls of this benchmark's tables and figures of which none was made."""
+    """The yamls of this benchmark's tables and figures that were not made as they stand."""
     found, composer = [], Composer(given)
     for name in sorted(set(definitions()) - there):
         definition = load_definition(name)
@@ -64,7 +64,7 @@ def write(given: list[str]) -> Path:
                 "`make reproduce-table1`."
             )
         entries = [Entry(one, root, cells(one, given)) for one in records]
-        absent = missing(cfg.benchmark.name, given, {one.name for one in records})
+        absent = missing(cfg.benchmark.name, given, {one.name for one in records if not one.kept})
     path = root / "report" / "index.html"
     files.write_text(path, render(Report(cfg.benchmark.name, entries, absent)))
     return path

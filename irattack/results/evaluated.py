@@ -87,7 +87,7 @@ def remarks(cell: Cell, folder: str | Path, found: Evaluation) -> list[str]:
 def write(cell: Cell, folder: str | Path, found: Evaluation) -> str:
     """Writes outputs/<benchmark>/evaluated/<folder>-<hash>.{csv,md}; returns what to print."""
     rows = [record(found, target) for target in found.margins]
-    lines = [["target", "n", "success % [95 %]", "in the ball % [95 %]", "clean images %"]]
+    lines = [["target", "n", "success % [95 %]", "in the ball % [95 %]", "wrong when clean %"]]
     for row in rows:
         rates = [
             f"{row[f'{name}_percent']:.1f} "

@@ -29,10 +29,15 @@ GAIN = [
 def render(results: pd.DataFrame) -> str:
     """The rows of one cell, for the terminal."""
     shown = paper.with_paper(results)
-    names = {"success_rate_percent": "success %", "ci": "95 % interval", "paper_percent": "paper %"}
+    names = {
+        "success_rate_percent": "success %",
+        "ci": "95 % interval",
+        "clean_error_percent": "wrong when clean %",
+        "paper_percent": "paper %, its settings",
+    }
     shown["ci"] = [f"{a:.1f} to {b:.1f}" for a, b in zip(shown.ci_low, shown.ci_high, strict=True)]
     shown["paper_percent"] = shown["paper_percent"].map("{:.1f}".format).replace("nan", "–")
-    shown = shown[[*CELL, "n", "success_rate_percent", "ci", "paper_percent"]].rename(columns=names)
+    shown = shown[[*CELL, "n", *names]].rename(columns=names)
     return shown.to_markdown(index=False, floatfmt=".1f", tablefmt="simple")
 
 

@@ -153,8 +153,11 @@ class Report:
             for entry in first.values()
             for claim in entry.record.claims
         ]
+        measured = {line.says for line in lines}
         for definition in self.missing:
             for spec in definition.get("claims", []):
+                if spec["says"] in measured:  # with settings of its own
+                    continue
                 printed = headline.printed(spec, definition.get("paper"))
                 lines.append(Line(spec["says"], command(target(definition)), paper=printed))
         return sorted(lines, key=lambda line: place(line.command.split("-", 1)[1]))
@@ -172,10 +175,10 @@ class Report:
         counts = [verdicts.count(word) for word in words]
         open_ = len(self.headline) - len(verdicts)
         text = (
-            f"Of {len(verdicts)} claims measured, {counts[0]} hold, {counts[1]} are undecided "
-            f"and {counts[2]} do not hold."
+            f"Claims measured: {len(verdicts)}; {counts[0]} hold, {counts[1]} undecided, "
+            f"{counts[2]} do not hold."
         )
-        return text + (f" {open_} are not measured yet." if open_ else "")
+        return text + (f" Not measured yet: {open_}." if open_ else "")
 
 
 def place(name: str) -> tuple[bool, str]:
