@@ -18,7 +18,7 @@ from hydra.core.global_hydra import GlobalHydra
 from irattack.commands import reproduce
 from irattack.commands import run as command
 from irattack.commands.cli import one_sentence
-from irattack.conf import CONF
+from irattack.conf import CONF, OWN
 from irattack.models import zoo
 from irattack.pipeline.files import write_text
 
@@ -296,6 +296,25 @@ def test_every_combination_is_checked_before_the_first_runs(run: Run, tmp_path: 
     assert "lam=abc: expected a finite number" in err
     assert out == ""
     assert not list(tmp_path.rglob("*.b2"))
+
+
+def test_an_attack_goes_by_the_name_of_its_yaml(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "own"
+    monkeypatch.setenv(OWN, str(own))
+    (own / "attack").mkdir(parents=True)
+    (own / "attack" / "mine.yaml").write_text("defaults: [base]\nname: pgd\n")
+    status, out, err = run("attack=mine", f"--config-dir={own}", *QUICK)
+    assert (status, out) == (2, "")
+    assert "attack=mine: its yaml has `name: pgd`; write `name: mine` there." in err
+
+
+@pytest.mark.parametrize("flag", ["--norm", "--norm=l2", "-device"])
+def test_a_flag_that_there_is_not(run: Run, flag: str) -> None:
+    status, out, err = run("attack=pgd", flag, *QUICK)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"irattack: {flag}: no such flag; settings are given as name=value")
 
 
 def test_a_setting_without_effect_is_named(run: Run) -> None:
