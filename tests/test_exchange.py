@@ -307,6 +307,7 @@ def test_the_commands(
     for main, words, sentence in (
         (export_command.main, [], "export: give one FOLDER"),
         (evaluate_command.main, [folder, "last"], "give one FOLDER"),
+        (evaluate_command.main, [folder, "attack=ir"], "attack=ir: says how images are made"),
         (evaluate_command.main, [folder, "-m"], "-m: evaluate works on one cell, here; leave it"),
     ):
         with pytest.raises(SystemExit, match="2"):

@@ -9,12 +9,17 @@ that are missing are named and left out; those outside the ball are counted, and
 with those counted as no success. The table is printed and written to outputs/<benchmark>/evaluated.
 """
 
+import sys
+
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.export import asked
 from irattack.commands.settings import register_resolvers
+from irattack.errors import InputError
 from irattack.pipeline import devices
 from irattack.pipeline.exchange import evaluate
 from irattack.results.evaluated import write
+
+OF_MAKING = ("attack", "piece", "lam", "protocol")  # on which nothing here depends
 
 
 def main() -> None:
@@ -22,6 +27,12 @@ def main() -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
+        for word in sys.argv[1:]:
+            if word.partition("=")[0].lstrip("+") in OF_MAKING:
+                raise InputError(
+                    f"{word}: says how images are made, and evaluate takes them as they are; leave "
+                    "it out."
+                )
         (folder,), cell = asked("evaluate", 1)
         try:
             found = evaluate(cell, folder)
