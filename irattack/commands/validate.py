@@ -89,7 +89,8 @@ def validate(table: str | None, overrides: list[str], launcher: list[str]) -> Fi
     for cell in {str(cell.images_facts): cell for cell in cells}.values():
         found.look("images", lambda c=cell: images(c))  # type: ignore[misc]
     found.look("output", lambda: output(cells))
-    found.lines += ["", work(cells)]
+    if not found.wrong:
+        found.lines += ["", work(cells)]
     return found
 
 
@@ -192,7 +193,7 @@ def work(cells: list[Cell]) -> str:
     heads += ["passes", "of targets", "done"]
     table = tabulate(rows, heads, missingval="–", floatfmt="g")
     return (
-        f"{table}\n\n{total} results are to be made. `passes` are forward and back through the "
+        f"{table}\n\nResults to be made: {total}. `passes` are forward and back through the "
         "source, `of targets` forward alone; `irattack estimate` has their hours on this device."
     )
 
