@@ -1,14 +1,17 @@
 """Small networks and images that every test shares."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from hydra import initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
 from torch import Tensor, nn
 
-from irattack.conf import OWN
+from irattack.commands.settings import register_resolvers
+from irattack.conf import CONF, OWN
 from irattack.models import zoo
 
 
@@ -49,6 +52,17 @@ class Smooth(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         return self.net(images)
+
+
+@pytest.fixture
+def composing() -> Iterator[None]:
+    """Inside it, `hydra.compose` finds our yamls; afterwards threads and Hydra are as before."""
+    register_resolvers()
+    threads = torch.get_num_threads()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        yield
+    torch.set_num_threads(threads)
+    GlobalHydra.instance().clear()
 
 
 @pytest.fixture

@@ -7,22 +7,19 @@ import shutil
 import struct
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from PIL import Image
 
 from irattack.attacks.losses import margin
 from irattack.commands import evaluate as evaluate_command
 from irattack.commands import export as export_command
-from irattack.commands.settings import register_resolvers
-from irattack.conf import CONF
 from irattack.data import photos
 from irattack.data.saved import as_png, path_in, read_saved
 from irattack.errors import InputError
@@ -41,14 +38,7 @@ QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "b
 GIVEN = [*QUICK, "attack=ir", "source=alexnet"]
 
 
-@pytest.fixture(autouse=True)
-def config() -> Iterator[None]:
-    register_resolvers()
-    threads = torch.get_num_threads()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    torch.set_num_threads(threads)
-    GlobalHydra.instance().clear()
+pytestmark = pytest.mark.usefixtures("composing")
 
 
 def cell(folder: Path, *overrides: str) -> Cell:

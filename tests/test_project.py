@@ -158,6 +158,25 @@ def test_training_writes_weights_and_their_card(tmp_path: Path) -> None:
     torch.set_num_threads(threads)
 
 
+def test_factors_of_a_network_change_its_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from scripts.train_photos import train
+
+    threads, seen = torch.get_num_threads(), []
+    real = torch.optim.lr_scheduler.OneCycleLR
+
+    def schedule(optimiser: torch.optim.Optimizer, lr: float, **options: float) -> object:
+        seen.append((lr, options["total_steps"]))
+        return real(optimiser, lr, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(torch.optim.lr_scheduler, "OneCycleLR", schedule)
+    for name in ("vit", "resnet34"):
+        train(name, compose("train", overrides=["steps=4", "batch=8", f"output={tmp_path}"]))
+    assert seen == [(pytest.approx(1e-3), 10), (3e-3, 4)]
+    torch.set_num_threads(threads)
+
+
 def test_examples_of_adversarial_training_are_those_of_pgd(smooth: torch.nn.Module) -> None:
     from scripts.train_photos import pgd
 

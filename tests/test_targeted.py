@@ -1,7 +1,6 @@
 """Targeted attacks: steps, margins and v(S) against plain computations; a cell that succeeds."""
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
+from hydra import compose
 from PIL import Image
 from torch import Tensor, nn
 
@@ -22,8 +20,7 @@ from irattack.attacks.objective import to_pixels
 from irattack.attacks.pieces import Interaction, Momentum
 from irattack.attacks.randomness import Draws
 from irattack.commands.plans import plan
-from irattack.commands.settings import register_resolvers
-from irattack.conf import CONF, OWN
+from irattack.conf import OWN
 from irattack.data import photos
 from irattack.errors import InputError
 from irattack.models import zoo
@@ -45,14 +42,7 @@ WANTED = torch.tensor([1, 2, 3, 4, 0, 1, 2, 3, 4])
 IDS = [f"image-{i}" for i in range(9)]
 
 
-@pytest.fixture(autouse=True)
-def config() -> Iterator[None]:
-    register_resolvers()
-    threads = torch.get_num_threads()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        yield
-    torch.set_num_threads(threads)
-    GlobalHydra.instance().clear()
+pytestmark = pytest.mark.usefixtures("composing")
 
 
 def cell(folder: Path, *overrides: str) -> Cell:

@@ -20,14 +20,8 @@ from irattack.results.record import Definition, Record
 from irattack.results.report.build import Entry, Report, render
 
 TAKES = ("benchmark", "output", "weights_dir", "benchmark.data.folder")
-PARTS = (
-    "images",
-    "steps",
-    "norm",
-    "source",
-    "attack",
-    "targets",
-)  # which leave some of a table out
+# settings that leave some of a table out
+PARTS = ("images", "steps", "norm", "source", "attack", "targets")
 
 
 def cells(found: Record, given: Sequence[str]) -> list[Cell]:

@@ -286,7 +286,9 @@ def check_names(settings: Settings) -> None:
             " or use lam= for the λ of this run."
         )
     zoo.card(benchmark.name, settings.source)
-    if "+" in settings.source and any("Accuracy" not in str(job) for job in settings.jobs):
+    accuracy = "irattack.pipeline.sources.Accuracy"  # takes no gradient
+    attacks = any(job.get("_target_") != accuracy for job in settings.jobs)
+    if "+" in settings.source and attacks:
         raise InputError(
             f"source={settings.source}: a defended network gives no gradients; name it as a "
             "target, or attack the network alone."
