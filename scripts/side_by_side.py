@@ -1,6 +1,7 @@
 """Image-steps per second of attacks at two commits, side by side in one run.
 
     python -m scripts.side_by_side 25f6aa4 HEAD --attacks vr hybridir di ir --network resnet34
+    python -m scripts.side_by_side dd37543 HEAD --benchmark photos --images 64 --micro-batch 64
 
 Each commit gets a process of its own, in a worktree of its own, with the packages of this
 environment; each round asks one, then the other, for one step of the same attack on the same
@@ -18,7 +19,9 @@ from statistics import median
 WHERE = Path(__file__).resolve().parents[1]
 
 
-def work(network: str, images: int, micro_batch: int, precision: str, threads: int) -> None:
+def work(
+    benchmark: str, network: str, images: int, micro_batch: int, precision: str, threads: int
+) -> None:
     """Answers each line of standard input, an attack's name, with the seconds of one step."""
     import hydra
     import torch
@@ -31,8 +34,8 @@ def work(network: str, images: int, micro_batch: int, precision: str, threads: i
     from irattack.pipeline.compute import build, prepare
 
     register_resolvers()
-    fixed = ["benchmark=imagenet", f"source={network}", "pretrained=false", "benchmark.sources=[]"]
-    fixed += [f"precision={precision}", f"threads={threads}", "device=cpu"]
+    fixed = [f"benchmark={benchmark}", f"source={network}", "pretrained=false"]
+    fixed += ["benchmark.sources=[]", f"precision={precision}", f"threads={threads}", "device=cpu"]
     with hydra.initialize_config_dir(str(Path.cwd() / "conf"), version_base="1.3"):
         generator = torch.Generator().manual_seed(0)
         for line in sys.stdin:
@@ -59,6 +62,7 @@ def main() -> None:
     )
     parser.add_argument("commits", nargs=2, metavar="COMMIT")
     parser.add_argument("--attacks", nargs="+", default=["vr", "hybridir", "di", "ir"])
+    parser.add_argument("--benchmark", default="imagenet")
     parser.add_argument("--network", default="resnet34")
     parser.add_argument("--images", type=int, default=2)
     parser.add_argument("--micro-batch", type=int, default=16)
@@ -66,7 +70,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=5)
     given = parser.parse_args()
-    settings = (given.network, given.images, given.micro_batch, given.precision, given.threads)
+    names = ("benchmark", "network", "images", "micro_batch", "precision", "threads")
+    settings = tuple(getattr(given, name) for name in names)
     call = f"from scripts import side_by_side; side_by_side.work{settings!r}"
 
     with tempfile.TemporaryDirectory() as folder:
@@ -87,8 +92,9 @@ def main() -> None:
         try:
             first, second = given.commits
             print(
-                f"{given.network}, {given.precision}, {given.images} images, micro-batches of "
-                f"{given.micro_batch}, threads: {given.threads}, medians of {given.rounds} rounds\n"
+                f"{given.network} of {given.benchmark}, {given.precision}, {given.images} images, "
+                f"micro-batches of {given.micro_batch}, threads: {given.threads}, medians of "
+                f"{given.rounds} rounds\n"
             )
             print(f"{'image-steps per second':24}{first:>12}{second:>12}{'ratio (range)':>24}")
             for attack in given.attacks:

@@ -1,5 +1,6 @@
 """The loop against closed forms, identities and a plain reading of Eq. 42."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import cross_entropy, margin_loss, strongest_rival
 from irattack.attacks.norms import L2, Free, Linf, Norm
-from irattack.attacks.objective import gradient, to_pixels
+from irattack.attacks.objective import gradient, rectangles, to_pixels
 from irattack.attacks.pieces import (
     GaussianKernel,
     GaussianNoise,
@@ -98,10 +99,11 @@ def test_interaction_of_all_cells_is_exactly_zero(smooth: nn.Module, images: Ten
     assert g.eq(0).all()
 
 
+@pytest.mark.parametrize("micro_batch", [3, 13, 64])
 @pytest.mark.parametrize("rival", ["set", "step"])
 @pytest.mark.parametrize("loss", [cross_entropy, margin_loss])
 def test_gradient_is_that_of_equation_42(
-    smooth: nn.Module, images: Tensor, loss: object, rival: str
+    smooth: nn.Module, images: Tensor, loss: object, rival: str, micro_batch: int
 ) -> None:
     lam, samples, others = 0.7, 5, 0
     interaction = replace(ir(lam, samples), rival=rival)
@@ -110,7 +112,7 @@ def test_gradient_is_that_of_equation_42(
     y, ids, draws = labels(smooth, images), names(len(images)), Draws(3)
     sets = draws.subsets(ids, 1, samples, 4, 4)
     terms = attack.terms(delta, ids, 1, draws)
-    ours = gradient(smooth, images, delta, y, terms, micro_batch=13)
+    ours = gradient(smooth, images, delta, y, terms, micro_batch)
     for i in range(len(images)):
         d = delta[i : i + 1].clone().requires_grad_()
         x, label = images[i : i + 1], y[i : i + 1]
@@ -132,6 +134,27 @@ def test_gradient_is_that_of_equation_42(
         (expected,) = torch.autograd.grad(objective.sum(), d)
         torch.testing.assert_close(ours[i : i + 1], expected, rtol=1e-10, atol=1e-12)
     assert others > 0  # or the two rules would not differ here
+
+
+@pytest.mark.parametrize("alone", [False, True])
+@pytest.mark.parametrize("size", [1, 3, 4, 5, 12, 100])
+@pytest.mark.parametrize("images", [1, 7])
+@pytest.mark.parametrize("probes", [1, 4, 10])
+def test_micro_batches_take_each_probe_once(
+    images: int, probes: int, size: int, alone: bool
+) -> None:
+    taken, passes = torch.zeros(images, probes), 0
+    for of_images, of_probes in rectangles(images, probes, size, alone):
+        part = taken[of_images, of_probes]
+        assert 1 <= part.numel() <= size
+        assert not alone or len(part) == 1
+        part += 1
+        passes += 1
+    assert (taken == 1).all()
+    if size >= probes and not alone:
+        assert passes == math.ceil(images / (size // probes))
+    else:
+        assert passes == images * math.ceil(probes / size)
 
 
 def test_the_whole_perturbation_shares_a_forward_pass(smooth: nn.Module, images: Tensor) -> None:

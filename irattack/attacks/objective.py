@@ -5,11 +5,11 @@ of one size that run across images and masks together: memory stays bounded for 
 and the device stays full.
 """
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.attacks.losses import strongest_rival
@@ -75,7 +75,7 @@ def to_pixels(sets: Tensor, height: int, width: int, side: int | None = None) ->
         pixel = torch.arange(length, device=sets.device)
         return pixel * grid // length if side is None else (pixel // side).clamp_max(grid - 1)
 
-    return sets[..., cell(height)[:, None], cell(width)]
+    return sets.index_select(-1, cell(width)).index_select(-2, cell(height))
 
 
 def gradient(
@@ -111,48 +111,58 @@ def gradient(
     groups = [[term] for term in shared] if one_graph else [shared] if shared else []
     for group in [*groups, *others]:
         first = group[0]
-        probes, count = first.probes, len(x) * first.probes
-        size = (first.share or probes) if one_graph else micro_batch
-        for low in range(0, count, size):  # all probes of image 0, of image 1, …
-            part = slice(low, min(low + size, count))
-            # a term of one probe takes its images by slices, without a copy
-            probe = torch.arange(low, part.stop, device=x.device)
-            image = part if probes == 1 else probe // probes
-            move, present = delta[image], None
-            if first.sets is not None:
-                cells = first.sets.flatten(0, 1)[part]
-                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side)[:, None]
-                move = move * present
-            z = x[image] + move
+        size = (first.share or first.probes) if one_graph else micro_batch
+        for images, probes in rectangles(len(x), first.probes, size, one_graph):
+            clean, move, present = x[images, None], delta[images, None], None
+            if first.sets is None:
+                z = clean + move
+            else:
+                cells = first.sets[images, probes]
+                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side)[:, :, None].to(x)
+                z = torch.addcmul(clean, present, move)
             if first.noise is not None:
-                z = z + first.noise.flatten(0, 1)[part]
-            z.requires_grad_()
-            seen = z
+                z = z + first.noise[images, probes]
+            wide = probes.stop - probes.start
+            z = seen = each(z, wide).requires_grad_()
             if first.transform is not None and first.draws is not None:
-                seen = first.transform(z, first.draws.flatten(0, 1)[part])
-            logits, label = model(seen), y[image]
+                seen = first.transform(z, first.draws[images, probes].flatten(0, 1))
+            logits, label = model(seen), each(y[images, None], wide)
             if first.at_delta:
-                rival[part] = strongest_rival(logits.detach(), label)
-            values = [t.weight[image] * t.value(logits, label, rival[image]) for t in group]
+                rival[images] = strongest_rival(logits.detach(), label)
+            wrong = each(rival[images, None], wide)
+            values = [
+                each(term.weight[images, None], wide) * term.value(logits, label, wrong)
+                for term in group
+            ]
             (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
-            g = g if present is None or first.moves_all else g * present
-            total[low // probes : -(-part.stop // probes)] += summed(g, low, probes)
+            g = g.contiguous().unflatten(0, (-1, wide))
+            if present is not None and not first.moves_all:
+                g = g * present
+            # sums of the probes in an order that does not change, which index_add_ has not
+            total[images] += g.sum(dim=1)
     return total
 
 
-def summed(g: Tensor, low: int, probes: int) -> Tensor:
-    """The sums of the probes of each image, in an order that does not change (index_add_ has none).
+def each(of_images: Tensor, probes: int) -> Tensor:
+    """What images (n, 1, …), or their probes (n, p, …), have, for each probe: (n · p, …)."""
+    return of_images.expand(-1, probes, *of_images.shape[2:]).flatten(0, 1)
+
+
+def rectangles(
+    images: int, probes: int, size: int, alone: bool = False
+) -> Iterator[tuple[slice, slice]]:
+    """Images x probes in micro-batches of at most `size`: as many whole images as it holds.
+
+    Where it does not hold one, the probes of each image are split as evenly as can be.
 
     Args:
-        g: of probes low, low + 1, … of all images' probes, of which each image has `probes` in
-            turn, (b, C, H, W). The first and the last image may have others elsewhere.
-
-    Returns:
-        (n, C, H, W), of the images that have probes among these.
+        alone: each image by itself.
     """
-    if probes == 1:
-        return g
-    before, after = low % probes, -(low + len(g)) % probes
-    if before or after:
-        g = F.pad(g, (0, 0, 0, 0, 0, 0, before, after))
-    return g.unflatten(0, (-1, probes)).sum(dim=1)
+    at_once = 1 if alone else max(1, size // probes)
+    wide = math.ceil(probes / math.ceil(probes / size))
+    for image in range(0, images, at_once):
+        for probe in range(0, probes, wide):
+            yield (
+                slice(image, min(image + at_once, images)),
+                slice(probe, min(probe + wide, probes)),
+            )
