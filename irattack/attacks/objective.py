@@ -8,6 +8,7 @@ and the device stays full.
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -69,13 +70,15 @@ def to_pixels(sets: Tensor, height: int, width: int, side: int | None = None) ->
     Cells are as even as possible and leave no pixel out; with `side`, they are squares of that
     many pixels, and what remains belongs to the last row and column.
     """
-    grid = sets.shape[-1]
+    cells = [cell_of_pixel(length, sets.shape[-1], side, sets.device) for length in (height, width)]
+    return sets.index_select(-1, cells[1]).index_select(-2, cells[0])
 
-    def cell(length: int) -> Tensor:
-        pixel = torch.arange(length, device=sets.device)
-        return pixel * grid // length if side is None else (pixel // side).clamp_max(grid - 1)
 
-    return sets.index_select(-1, cell(width)).index_select(-2, cell(height))
+@cache
+def cell_of_pixel(length: int, grid: int, side: int | None, device: torch.device) -> Tensor:
+    """The row (or column) of cells to which each row of so many pixels belongs, (length,)."""
+    pixel = torch.arange(length, device=device)
+    return pixel * grid // length if side is None else (pixel // side).clamp_max(grid - 1)
 
 
 def gradient(
@@ -109,43 +112,47 @@ def gradient(
     shared = [term for term in terms if term.at_delta]
     others = [[term] for term in terms if not term.at_delta]
     groups = [[term] for term in shared] if one_graph else [shared] if shared else []
+    clean, move = x[:, None], delta[:, None]
     for group in [*groups, *others]:
         first = group[0]
-        size = (first.share or first.probes) if one_graph else micro_batch
-        for images, probes in rectangles(len(x), first.probes, size, one_graph):
-            clean, move, present = x[images, None], delta[images, None], None
+        count = first.probes
+        size = (first.share or count) if one_graph else micro_batch
+        labels, weights = each(y, count), [each(term.weight, count) for term in group]
+        rivals = rival if first.at_delta else each(rival, count)
+        for images, probes in rectangles(len(x), count, size, one_graph):
+            shape = images.stop - images.start, probes.stop - probes.start
+            low = images.start * count + probes.start
+            part, present = slice(low, low + math.prod(shape)), None  # of all images' probes
             if first.sets is None:
-                z = clean + move
+                z = clean[images] + move[images]
             else:
                 cells = first.sets[images, probes]
-                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side)[:, :, None].to(x)
-                z = torch.addcmul(clean, present, move)
+                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side).unsqueeze(2).to(x)
+                z = torch.addcmul(clean[images], present, move[images])
             if first.noise is not None:
                 z = z + first.noise[images, probes]
-            wide = probes.stop - probes.start
-            z = seen = each(z, wide).requires_grad_()
+            z = seen = z.expand(*shape, *x.shape[1:]).flatten(0, 1).requires_grad_()
             if first.transform is not None and first.draws is not None:
                 seen = first.transform(z, first.draws[images, probes].flatten(0, 1))
-            logits, label = model(seen), each(y[images, None], wide)
+            logits, label = model(seen), labels[part]
             if first.at_delta:
                 rival[images] = strongest_rival(logits.detach(), label)
-            wrong = each(rival[images, None], wide)
             values = [
-                each(term.weight[images, None], wide) * term.value(logits, label, wrong)
-                for term in group
+                weight[part] * term.value(logits, label, rivals[part])
+                for weight, term in zip(weights, group, strict=True)
             ]
             (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
-            g = g.contiguous().unflatten(0, (-1, wide))
+            g = g.contiguous().unflatten(0, shape)
             if present is not None and not first.moves_all:
                 g = g * present
             # sums of the probes in an order that does not change, which index_add_ has not
-            total[images] += g.sum(dim=1)
+            total[images].add_(g.sum(dim=1))
     return total
 
 
 def each(of_images: Tensor, probes: int) -> Tensor:
-    """What images (n, 1, …), or their probes (n, p, …), have, for each probe: (n · p, …)."""
-    return of_images.expand(-1, probes, *of_images.shape[2:]).flatten(0, 1)
+    """What images (B,) have, for each of their probes: (B · P,), those of an image in turn."""
+    return of_images if probes == 1 else of_images.repeat_interleave(probes)
 
 
 def rectangles(

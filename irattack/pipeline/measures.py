@@ -97,6 +97,66 @@ class Contributions(OfAttack):
 
 
 @dataclass(frozen=True)
+class Strength(OfAttack):
+    """How strong λ = 1 is: the gradients of ℓ and of the interaction loss I at the last step.
+
+    Arrays (N,): `loss` and `interaction`, ‖∇ℓ‖₂ and ‖∇I‖₂ with the settings of the IR attack, and
+    `cosine`, that of ∇ℓ and −∇I, which IR adds.
+    """
+
+    kind: ClassVar[str] = "strength"
+
+    @property
+    def passes(self) -> float:
+        """2 K + 2 forward and backward an image."""
+        return self.images * 3 * (2 * self.cell.cfg.samples + 2)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What decides it beside the attack."""
+        return {"term": self.term, "loss": self.cell.cfg.loss, "seed": self.cell.cfg.seed}
+
+    @property
+    def term(self) -> dict[str, Any]:
+        """The interaction term of Eq. 42 with λ = 1, by the names of its settings."""
+        cfg = self.cell.cfg
+        of_run = {name: getattr(cfg, name) for name in ("samples", "cells", "grid")}
+        names = ("replacement", "border", "rival")
+        return {"lam": 1.0} | of_run | {name: getattr(cfg.protocol, name) for name in names}
+
+    def shapes(self, name: str, images: int) -> Shapes:
+        """One number an image."""
+        return dict.fromkeys(("loss", "interaction", "cosine"), (images,))
+
+    def measure(
+        self, worker: "Worker", shard: Shard, names: Sequence[str], step: Callable[[], object]
+    ) -> tuple[dict[str, Arrays], dict[str, Any]]:
+        """The lengths and cosines of a shard."""
+        import torch
+
+        from irattack.attacks.losses import by_name
+        from irattack.attacks.norms import l2_length
+        from irattack.attacks.objective import Term, gradient
+        from irattack.attacks.pieces import Interaction
+
+        cfg, ids = self.cell.cfg, shard.images.ids
+        x, y = worker.tensors(shard.images)
+        delta = worker.last_delta(shard)
+        alone = [Term(by_name(cfg.loss), torch.ones_like(delta[:, 0, 0, 0]))]
+        # after the last step, so that the sets are no step's
+        term = Interaction(**self.term).terms(delta, ids, cfg.steps + 1, worker.draws)
+        loss, interaction = (
+            gradient(worker.source, x, delta, y, part, worker.micro_batch) for part in (alone, term)
+        )
+        lengths = l2_length(loss).flatten(), l2_length(interaction).flatten()
+        cosine = (loss * interaction).sum(dim=(1, 2, 3)) / (lengths[0] * lengths[1])
+        found = dict(zip(self.shapes("", 0), (*lengths, cosine), strict=True))
+        step()
+        arrays = {name: values.double().cpu().numpy() for name, values in found.items()}
+        return {self.kind: arrays}, worker.made()
+
+
+@dataclass(frozen=True)
 class NeighbourMaps(OfAttack):
     """E_{j ∈ N_i}[I_ij] of every cell i at the last step (Figures 2, 8), (N, L, L).
 
