@@ -72,6 +72,7 @@ def test_ls(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         lines = ls.ls(kind, []).splitlines()
         assert all(len(line.split()) > 1 for line in lines if line), kind  # each says something
     assert "Table 1: success" in ls.ls("tables", [])
+    assert re.search(r"(?m)^\+jpeg +number: quality, 1 to 100 +JPEG", ls.ls("defences", []))
     kinds = dict(line.split(maxsplit=1) for line in ls.everything([]).splitlines())
     assert kinds.keys() == ls.KINDS.keys()
     assert {"pgd", "hybridir"} < {*kinds["attacks"].split()}

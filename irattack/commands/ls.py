@@ -1,6 +1,6 @@
 """The names that a setting or a command takes, with what their yamls say of them.
 
-    irattack ls [tables|attacks|pieces|models|benchmarks|norms|protocols] [name=value …]
+    irattack ls [tables|attacks|pieces|models|benchmarks|norms|protocols|defences] [name=value …]
 
 Without a kind, the names of all kinds. Models are those of a benchmark (`irattack ls models
 benchmark=imagenet`). Yamls of your own are listed with `--config-dir=FOLDER`.
@@ -8,6 +8,7 @@ benchmark=imagenet`). Yamls of your own are listed with `--config-dir=FOLDER`.
 
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from irattack.commands.plans import definitions
 from irattack.conf import yamls
 from irattack.errors import InputError, unknown
 from irattack.models import zoo
+from irattack.models.defences import KINDS as DEFENCES
 from irattack.pipeline.settings import slots
 
 KINDS = {  # and the groups of yamls
@@ -30,6 +32,7 @@ KINDS = {  # and the groups of yamls
     "benchmarks": ("benchmark",),
     "norms": ("norm",),
     "protocols": ("protocol",),
+    "defences": (),
 }
 
 
@@ -39,6 +42,8 @@ def ls(kind: str, overrides: list[str]) -> str:
         raise unknown("ls", kind, KINDS)
     if kind == "models":
         return models(benchmark(overrides))
+    if kind == "defences":
+        return defences()
     rows = [[name, said(path)] for name, path in listed(kind).items()]
     if kind == "pieces":  # two pieces of one slot do not go together
         filled = [", ".join(slots(path)) for path in listed(kind).values()]
@@ -48,10 +53,8 @@ def ls(kind: str, overrides: list[str]) -> str:
 
 def everything(overrides: list[str]) -> str:
     """A line for each kind, with the names of it."""
-    names = {
-        kind: zoo.names(benchmark(overrides)) if kind == "models" else listed(kind)
-        for kind in KINDS
-    }
+    names: dict[str, Iterable[str]] = {kind: listed(kind) for kind in KINDS if KINDS[kind]}
+    names |= {"models": zoo.names(benchmark(overrides)), "defences": DEFENCES}
     return aligned([[kind, " ".join(names[kind])] for kind in KINDS])
 
 
@@ -89,6 +92,15 @@ def models(of: str) -> str:
         lines.append("Any other ImageNet-1k model of timm is known by its timm name.")
     table = tabulate(rows, ["model", "network", "λ", "γ of SGM"], missingval="–")
     return "\n".join([table, *([""] if lines else []), *lines])
+
+
+def defences() -> str:
+    """What a target may have behind its name, such as vgg16+jpeg75."""
+    rows = []
+    for name, kind in DEFENCES.items():
+        doc = (kind.apply.__doc__ or "").partition("\n")[0]
+        rows.append([f"+{name}", f"number: {kind.numbers}", doc])
+    return aligned(rows)
 
 
 def aligned(rows: list[list[str]]) -> str:

@@ -136,6 +136,12 @@ class Kind:
     usual: float | None = None
     votes: int = 0
 
+    @property
+    def numbers(self) -> str:
+        """What the number is and may be, for a sentence."""
+        usual = ", or none" if self.usual is not None else ""
+        return f"{self.means}, {self.low} to {self.high}{usual}"
+
 
 KINDS = {
     "jpeg": Kind(jpeg, "quality", 1, 100),
@@ -174,11 +180,7 @@ class Defence:
 
 def allowed() -> str:
     """The defences that there are, for a sentence."""
-    told = []
-    for name, kind in KINDS.items():
-        usual = ", or none" if kind.usual is not None else ""
-        told.append(f"{name} ({kind.means}, {kind.low} to {kind.high}{usual})")
-    return ", ".join(told)
+    return ", ".join(f"{name} ({kind.numbers})" for name, kind in KINDS.items())
 
 
 def defence(text: str, what: str) -> Defence:
