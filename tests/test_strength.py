@@ -79,3 +79,24 @@ def test_the_table(
     assert (data.ratio < data.ratio_ci_high).all()
     np.testing.assert_allclose(data.ratio, data.interaction / data.loss, rtol=1e-3)
     assert f"{data.ratio[0]:.2f} [" in capsys.readouterr().out
+
+
+def test_images_without_a_gradient_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*SMALL, f"output={tmp_path}", "source=vgg16"]
+    values = Strength.values
+
+    def flat(job: Strength) -> dict[str, np.ndarray]:
+        found = values(job)
+        found["loss"][0], found["cosine"][0] = 0, np.nan
+        return found
+
+    monkeypatch.setattr(Strength, "values", flat)
+    monkeypatch.setattr("sys.argv", ["reproduce", "strength", *given])
+    reproduce.main()
+    (path,) = (tmp_path / "photos/tables").glob("strength-*.csv")
+    data = pd.read_csv(path)
+    assert data.n[0] == 5
+    assert np.isfinite(data.ratio[0])
+    assert "1 images of which a gradient is 0 are left out" in capsys.readouterr().out

@@ -1,8 +1,8 @@
 """The gradient of J(δ): a weighted sum of functions of the logits at x + m ⊙ δ + ξ.
 
-Every attack's objective is a list of terms. Their points ("probes") are evaluated in micro-batches
-of one size that run across images and masks together: memory stays bounded for any number of probes
-and the device stays full.
+Every attack's objective is a list of terms. Their points ("probes") are evaluated in micro-batches,
+as many whole images as fit one, or even parts of one image: memory stays bounded for any number of
+probes, and the device is busy with many at once.
 """
 
 import math

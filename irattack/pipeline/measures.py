@@ -101,7 +101,7 @@ class Strength(OfAttack):
     """How strong λ = 1 is: the gradients of ℓ and of the interaction loss I at the last step.
 
     Arrays (N,): `loss` and `interaction`, ‖∇ℓ‖₂ and ‖∇I‖₂ with the settings of the IR attack, and
-    `cosine`, that of ∇ℓ and −∇I, which IR adds.
+    `cosine`, that of ∇ℓ and −∇I, which IR adds; NaN where one of them is 0.
     """
 
     kind: ClassVar[str] = "strength"
@@ -150,7 +150,7 @@ class Strength(OfAttack):
         )
         lengths = l2_length(loss).flatten(), l2_length(interaction).flatten()
         cosine = (loss * interaction).sum(dim=(1, 2, 3)) / (lengths[0] * lengths[1])
-        found = dict(zip(self.shapes("", 0), (*lengths, cosine), strict=True))
+        found = {"loss": lengths[0], "interaction": lengths[1], "cosine": cosine}
         step()
         arrays = {name: values.double().cpu().numpy() for name, values in found.items()}
         return {self.kind: arrays}, worker.made()

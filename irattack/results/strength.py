@@ -23,8 +23,12 @@ def geometric(values: np.ndarray) -> Interval:
 def strength(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A line a source: ‖∇ℓ‖₂, ‖∇I‖₂, their ratio, and how far the two agree."""
     lines, records = [["source", "method", "‖∇ℓ‖₂", "‖∇I‖₂", "ratio [95 %]", "cosine [95 %]"]], []
+    left_out = 0
     for cell in cells:
         found = job_of(cell, Strength).values()
+        known = np.isfinite(found["cosine"])  # where neither gradient is 0
+        left_out += int((~known).sum())
+        found = {part: values[known] for part, values in found.items()}
         ratio = geometric(found["interaction"] / found["loss"])
         cosine = mean_interval(found["cosine"])
         lengths = {part: geometric(found[part])[0] for part in ("loss", "interaction")}
@@ -46,6 +50,7 @@ def strength(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "at the last step, geometric means over images. IR climbs ∇ℓ − λ ∇I: λ times the ratio is "
         "how strong λ is there. The cosine is that of ∇ℓ and −∇I. `attack=irbalance` keeps λ times "
         "the ratio fixed.",
+        *([f"{left_out} images of which a gradient is 0 are left out."] if left_out else []),
         caption(cells, ""),
     ]
     data = {f"{name}.csv": pd.DataFrame(records)}
