@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import cross_entropy, margin_loss, strongest_rival
 from irattack.attacks.norms import L2, Free, Linf, Norm
-from irattack.attacks.objective import gradient, rectangles, to_pixels
+from irattack.attacks.objective import gradient, micro_batches, to_pixels
 from irattack.attacks.pieces import (
     GaussianKernel,
     GaussianNoise,
@@ -144,7 +144,7 @@ def test_micro_batches_take_each_probe_once(
     images: int, probes: int, size: int, alone: bool
 ) -> None:
     taken, passes = torch.zeros(images, probes), 0
-    for of_images, of_probes in rectangles(images, probes, size, alone):
+    for of_images, of_probes in micro_batches(images, probes, size, alone):
         part = taken[of_images, of_probes]
         assert 1 <= part.numel() <= size
         assert not alone or len(part) == 1

@@ -117,9 +117,9 @@ def gradient(
         first = group[0]
         count = first.probes
         size = (first.share or count) if one_graph else micro_batch
-        labels, weights = each(y, count), [each(term.weight, count) for term in group]
-        rivals = rival if first.at_delta else each(rival, count)
-        for images, probes in rectangles(len(x), count, size, one_graph):
+        labels, weights = per_probe(y, count), [per_probe(term.weight, count) for term in group]
+        rivals = rival if first.at_delta else per_probe(rival, count)
+        for images, probes in micro_batches(len(x), count, size, one_graph):
             shape = images.stop - images.start, probes.stop - probes.start
             low = images.start * count + probes.start
             part, present = slice(low, low + math.prod(shape)), None  # of all images' probes
@@ -150,12 +150,12 @@ def gradient(
     return total
 
 
-def each(of_images: Tensor, probes: int) -> Tensor:
+def per_probe(of_images: Tensor, probes: int) -> Tensor:
     """What images (B,) have, for each of their probes: (B · P,), those of an image in turn."""
     return of_images if probes == 1 else of_images.repeat_interleave(probes)
 
 
-def rectangles(
+def micro_batches(
     images: int, probes: int, size: int, alone: bool = False
 ) -> Iterator[tuple[slice, slice]]:
     """Images x probes in micro-batches of at most `size`: as many whole images as it holds.
