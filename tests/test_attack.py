@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import cross_entropy, margin_loss, strongest_rival
 from irattack.attacks.norms import L2, Free, Linf, Norm
-from irattack.attacks.objective import gradient, micro_batches, to_pixels
+from irattack.attacks.objective import Term, gradient, micro_batches, to_pixels
 from irattack.attacks.pieces import (
     GaussianKernel,
     GaussianNoise,
@@ -155,6 +155,26 @@ def test_micro_batches_take_each_probe_once(
         assert passes == math.ceil(images / (size // probes))
     else:
         assert passes == images * math.ceil(probes / size)
+
+
+@pytest.mark.parametrize("micro_batch", [1, 4, 9, 100])
+def test_each_image_has_its_own_weight(smooth: nn.Module, images: Tensor, micro_batch: int) -> None:
+    """J is linear in the weights: those of step 2 are 0 for an image that is still at δ = 0."""
+    delta, weight = 0.1 * torch.randn_like(images), torch.arange(len(images)).double()
+    y, sets = labels(smooth, images), torch.rand(len(images), 6, 4, 4) < 0.5
+
+    def of(weight: Tensor, micro_batch: int) -> Tensor:
+        terms = [Term(margin_loss, weight), Term(cross_entropy, weight, sets=sets)]
+        return gradient(smooth, images, delta, y, terms, micro_batch)
+
+    expected = weight.view(-1, 1, 1, 1) * of(torch.ones_like(weight), 54)
+    torch.testing.assert_close(of(weight, micro_batch), expected)
+
+
+def test_cells_cover_images_that_are_not_square() -> None:
+    sets = torch.tensor([[True, False], [False, True]])
+    pixels = to_pixels(sets, 3, 4)
+    assert pixels.tolist() == [[True, True, False, False]] * 2 + [[False, False, True, True]]
 
 
 def test_the_whole_perturbation_shares_a_forward_pass(smooth: nn.Module, images: Tensor) -> None:

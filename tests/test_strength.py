@@ -24,7 +24,9 @@ JOBS = ["jobs=[{_target_: irattack.pipeline.measures.Strength}]"]
 
 
 @pytest.mark.parametrize(
-    "given", [["loss=ce"], ["loss=margin", "protocol=authors"]], ids=["paper", "authors"]
+    "given",
+    [["loss=ce"], ["loss=margin", "protocol=authors", "images=48", "eps=64/255", "cells=8"]],
+    ids=["paper", "authors"],
 )
 def test_the_lengths_are_those_of_equation_42(tmp_path: Path, given: list[str]) -> None:
     """Against ∇ℓ and ∇I written out, set by set, at the δ that the step cache has."""
@@ -40,17 +42,23 @@ def test_the_lengths_are_those_of_equation_42(tmp_path: Path, given: list[str]) 
     delta = (torch.from_numpy(frames).double() / 255 - x).requires_grad_()
     net = zoo.build("photos", "alexnet").double()
     authors = cell.cfg.protocol.name == "authors"
-    sets = Draws(0).subsets(images.ids, 3, 3, 3, 4, authors)  # of step 3: steps are 1 and 2
+    sets = Draws(0).subsets(
+        images.ids, 3, 3, cell.cfg.cells, 4, authors
+    )  # of step 3: steps are 1 and 2
     fixed = strongest_rival(net(x + delta), y) if authors else None
 
     def v(part: torch.Tensor) -> torch.Tensor:
         return margin(net(x + part), y, fixed)
 
-    interaction = torch.zeros(len(x)).double()
+    interaction, others = torch.zeros(len(x)).double(), 0
     for k in range(3):
         inside = to_pixels(sets[:, k], 32, 32)[:, None].double()
         whole = v(delta) - v(delta * (1 - inside)) - v(delta * inside) + v(delta * 0)
         interaction = interaction + whole / 3
+        if fixed is not None:
+            own = strongest_rival(net(x + delta * inside), y)
+            others += int((own != fixed).sum())
+    assert authors == (others > 0)  # or the two rules would not differ here
     logits = net(x + delta)
     loss = margin(logits, y) if authors else torch.nn.functional.cross_entropy(
         logits, y, reduction="none"
