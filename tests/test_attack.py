@@ -171,6 +171,21 @@ def test_each_image_has_its_own_weight(smooth: nn.Module, images: Tensor, micro_
     torch.testing.assert_close(of(weight, micro_batch), expected)
 
 
+@pytest.mark.parametrize("micro_batch", [4, 13, 100])
+def test_each_image_has_its_own_rival(smooth: nn.Module, images: Tensor, micro_batch: int) -> None:
+    """That of the step: together, images get the gradients that they get alone."""
+    attack = Attack(NORMS[0], 1, interaction=replace(ir(0.7, 5), rival="step"))
+    delta, y = 4 * torch.randn_like(images), torch.arange(len(images)) % 5
+    assert len(strongest_rival(smooth(images + delta), y).unique()) > 1
+
+    def of(part: slice) -> Tensor:
+        terms = attack.terms(delta[part], names(len(images))[part], 1, Draws(3))
+        return gradient(smooth, images[part], delta[part], y[part], terms, micro_batch)
+
+    alone = torch.cat([of(slice(i, i + 1)) for i in range(len(images))])
+    torch.testing.assert_close(of(slice(None)), alone)
+
+
 def test_cells_cover_images_that_are_not_square() -> None:
     sets = torch.tensor([[True, False], [False, True]])
     pixels = to_pixels(sets, 3, 4)
