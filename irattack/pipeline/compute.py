@@ -15,18 +15,20 @@ from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import compiled, in_bfloat16
-from irattack.pipeline import devices
+from irattack.pipeline import devices, memory
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.settings import Settings
 
 
 def prepare(cfg: Settings) -> None:
-    """Sets what every computation depends on: threads, GPU, precision, cuDNN without chance."""
+    """Sets what every computation depends on: threads, memory, GPU, precision, no chance."""
     torch.set_num_threads(cfg.threads)
     where = device(cfg)
     if where.type == "cuda":  # also of what names no GPU, such as pinned memory
         torch.cuda.set_device(where)
+    else:
+        memory.keep()
     set_tf32(cfg.precision == "tf32")
     torch.backends.cudnn.deterministic = True
 

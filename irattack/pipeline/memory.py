@@ -1,5 +1,6 @@
-"""Work that does not fit the memory of its device is done again in smaller parts."""
+"""Work that does not fit its device is done again in smaller parts; freed memory is kept."""
 
+import ctypes
 import gc
 import logging
 import math
@@ -12,6 +13,7 @@ import torch
 from irattack.errors import InputError
 
 T = TypeVar("T")
+M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
 log = logging.getLogger(__name__)
 
 
@@ -52,6 +54,19 @@ class MicroBatch:
                 "The device is out of memory: %s starts again with micro_batch=%d.",
                 *(what, self.size),
             )
+
+
+def keep() -> None:
+    """Lets glibc keep what is freed for what is asked for next, from now on in this process.
+
+    Otherwise each activation beyond 32 MB is new memory, which the kernel clears page by page,
+    and goes back to it: an eighth of the time of a network at 224 px on a CPU. Does nothing where
+    there is another C library.
+    """
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, -1)
+        mallopt(M_TOP_PAD, 64 << 20)
 
 
 def release() -> None:
