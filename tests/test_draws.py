@@ -12,7 +12,7 @@ import torch
 
 from irattack.attacks import philox
 from irattack.attacks.objective import to_pixels
-from irattack.attacks.randomness import Draws
+from irattack.attacks.randomness import Draws, smallest
 
 
 def names(n: int) -> list[str]:
@@ -100,6 +100,18 @@ def test_the_kernel_of_cuda_compiles(capability: int, tmp_path: Path) -> None:
     """To the code of a GPU that need not be there; the interpreter above compiles nothing."""
     compiler = [sys.executable, "-W", "ignore", "-c", COMPILER, str(capability)]
     subprocess.run(compiler, check=True, env=os.environ | {"TRITON_CACHE_DIR": str(tmp_path)})
+
+
+@pytest.mark.parametrize("count", [1, 5, 32, 255, 256])
+@pytest.mark.parametrize("levels", [3, 2**24])
+def test_the_smallest_numbers_are_as_many_as_asked_and_of_equal_ones_the_first(
+    count: int, levels: int
+) -> None:
+    numbers = torch.randint(levels, (3, 20, 256)) / 2**24
+    numbers[0, 0, :2] = torch.tensor([0.0, 1 - 2**-24])
+    order = numbers.argsort(dim=-1, stable=True)[..., :count]
+    expected = torch.zeros(3, 20, 256, dtype=torch.bool).scatter_(-1, order, True)
+    assert torch.equal(smallest(numbers, count), expected)
 
 
 def test_replacement_draws_fewer_distinct_cells() -> None:

@@ -126,8 +126,8 @@ def gradient(
             if first.sets is None:
                 z = clean[images] + move[images]
             else:
-                cells = first.sets[images, probes]
-                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side).unsqueeze(2).to(x)
+                cells = first.sets[images, probes].to(x.dtype)
+                present = to_pixels(cells, x.shape[-2], x.shape[-1], first.side).unsqueeze(2)
                 z = torch.addcmul(clean[images], present, move[images])
             if first.noise is not None:
                 z = z + first.noise[images, probes]

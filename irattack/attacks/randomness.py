@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -61,7 +62,7 @@ class Draws:
             number = int.from_bytes(self._digest(image, step, purpose)[:8], "little") >> 1
             return draw(torch.Generator().manual_seed(number))
 
-        return torch.stack(list(_threads(os.getpid()).map(row, ids)))
+        return torch.stack(list(map(row, ids)))
 
     def uniform(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """U[0, 1) of shape (B, *shape), float32."""
@@ -107,13 +108,28 @@ class Draws:
             (B, samples, grid, grid) bool, true for a cell in the set.
         """
 
-        def draw(generator: torch.Generator) -> Tensor:
-            board = grid * grid
-            if replacement:
-                chosen = torch.randint(board, (samples, cells), generator=generator)
-            else:
-                chosen = torch.rand(samples, board, generator=generator).argsort(dim=1)[:, :cells]
-            sets = torch.zeros(samples, board, dtype=torch.bool)
-            return sets.scatter_(1, chosen, True).view(samples, grid, grid)
+        board = grid * grid
+        if replacement:
+            shape = samples, cells
+            chosen = self._stack(
+                lambda g: torch.randint(board, shape, generator=g), ids, step, "subsets"
+            )
+            sets = torch.zeros(len(ids), samples, board, dtype=torch.bool).scatter_(2, chosen, True)
+        else:
+            sets = smallest(self.uniform(ids, step, "subsets", (samples, board)), cells)
+        return sets.view(len(ids), samples, grid, grid)
 
-        return self._stack(draw, ids, step, "subsets")
+
+def smallest(numbers: Tensor, count: int) -> Tensor:
+    """Which are the `count` smallest of the n numbers in the last axis, of equal ones the first.
+
+    Args:
+        numbers: (…, n) as `Draws.uniform` gives them, whole multiples of 2⁻²⁴.
+        count: 1 to n.
+
+    Returns:
+        (…, n) bool.
+    """
+    size = numbers.shape[-1]
+    keys = (numbers * 2**24).long().numpy() * size + np.arange(size)  # no two are equal
+    return torch.from_numpy(keys <= np.partition(keys, count - 1, axis=-1)[..., count - 1 : count])
