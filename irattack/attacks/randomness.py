@@ -62,7 +62,7 @@ class Draws:
             number = int.from_bytes(self._digest(image, step, purpose)[:8], "little") >> 1
             return draw(torch.Generator().manual_seed(number))
 
-        return torch.stack(list(map(row, ids)))
+        return torch.stack(list(_threads(os.getpid()).map(row, ids)))
 
     def uniform(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """U[0, 1) of shape (B, *shape), float32."""
