@@ -268,6 +268,13 @@ def test_protocol_authors_sets_every_value(config: None) -> None:
     assert not attack.interaction.skip_at_zero
 
 
+@pytest.mark.parametrize("wrong", [{"cells": 0}, {"cells": 17}, {"samples": 0}, {"grid": 0}])
+def test_sets_that_cannot_be_drawn_are_refused(wrong: dict[str, int]) -> None:
+    (name,) = wrong
+    with pytest.raises(InputError, match=f"^{name}={wrong[name]}: expected a whole number from 1 "):
+        Interaction(lam=1, **{"samples": 2, "cells": 16, "grid": 4} | wrong)
+
+
 @pytest.mark.parametrize("name", ["interaction", "masked"])
 def test_an_uncovered_border_is_in_no_set(name: str) -> None:
     sets: dict = {"samples": 2, "cells": 9, "grid": 3, "border": "uncovered"}

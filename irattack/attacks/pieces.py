@@ -31,7 +31,7 @@ from irattack.attacks.losses import UTILITIES
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
 from irattack.attacks.randomness import Draws, to_device
-from irattack.errors import one_of
+from irattack.errors import one_of, ranged
 
 GENERATORS = ("mt19937", "philox")
 
@@ -57,6 +57,9 @@ class RandomCells:
 
     def __post_init__(self) -> None:
         one_of("border", self.border, ("shared", "uncovered"))
+        ranged("samples", self.samples, 1, whole=True)
+        ranged("grid", self.grid, 1, whole=True)
+        ranged("cells", self.cells, 1, self.grid**2, whole=True)
 
     def both(
         self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int

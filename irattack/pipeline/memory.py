@@ -60,8 +60,8 @@ def keep() -> None:
     """Lets glibc keep what is freed for what is asked for next, from now on in this process.
 
     Otherwise each activation beyond 32 MB is new memory, which the kernel clears page by page,
-    and goes back to it: an eighth of the time of a network at 224 px on a CPU. Does nothing where
-    there is another C library.
+    and goes back to it: some percent of the time of a network at 224 px (docs/speed.md). Does
+    nothing where there is another C library.
     """
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
