@@ -15,9 +15,9 @@ from irattack.pipeline.compute import prepare
 if {prepared}:
     prepare(OmegaConf.create(dict(threads=1, device="cpu", precision="fp32")))
 for _ in range(4):
-    torch.ones(16 << 20)  # 64 MB: 16384 pages of 4 kB, 32 of 2 MB
+    torch.ones(64 << 20)  # 256 MB: 65536 pages of 4 kB, 128 of 2 MB
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
-torch.ones(16 << 20)
+torch.ones(64 << 20)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 

@@ -13,7 +13,7 @@ import torch
 from irattack.errors import InputError
 
 T = TypeVar("T")
-M_TRIM_THRESHOLD, M_TOP_PAD, M_MMAP_MAX = -1, -2, -4  # malloc.h of glibc
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4  # malloc.h of glibc
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +66,6 @@ def keep() -> None:
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, -1)
-        mallopt(M_TOP_PAD, 64 << 20)
 
 
 def release() -> None:
