@@ -21,6 +21,7 @@ from irattack.attacks.pieces import (
     Interaction,
     MaskedLoss,
     Momentum,
+    RandomCells,
 )
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
@@ -271,8 +272,9 @@ def test_protocol_authors_sets_every_value(config: None) -> None:
 @pytest.mark.parametrize("wrong", [{"cells": 0}, {"cells": 17}, {"samples": 0}, {"grid": 0}])
 def test_sets_that_cannot_be_drawn_are_refused(wrong: dict[str, int]) -> None:
     (name,) = wrong
+    sets = {"samples": 2, "cells": 16, "grid": 4} | wrong
     with pytest.raises(InputError, match=f"^{name}={wrong[name]}: expected a whole number from 1 "):
-        Interaction(lam=1, **{"samples": 2, "cells": 16, "grid": 4} | wrong)
+        RandomCells(**sets)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("name", ["interaction", "masked"])
