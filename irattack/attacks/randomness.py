@@ -7,6 +7,8 @@ import struct
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
+from itertools import chain
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,10 +17,21 @@ from torch import Tensor
 from irattack.attacks import philox
 
 
+CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
 @cache
 def _threads(process: int) -> ThreadPoolExecutor:
     """The threads of a process, which a fork does not inherit; PyTorch draws without the GIL."""
-    return ThreadPoolExecutor()
+    return ThreadPoolExecutor(CORES)
+
+
+def _each(draw: Callable[[Any], Tensor], keys: Sequence[Any]) -> Tensor:
+    """What each key draws, (len(keys), …), in as many tasks as cores: one costs more than a set."""
+    share = math.ceil(len(keys) / CORES)
+    parts = [keys[first : first + share] for first in range(0, len(keys), share)]
+    drawn = _threads(os.getpid()).map(lambda part: [draw(key) for key in part], parts)
+    return torch.stack(list(chain.from_iterable(drawn)))
 
 
 def to_device(drawn: Tensor, device: torch.device) -> Tensor:
@@ -62,7 +75,7 @@ class Draws:
             number = int.from_bytes(self._digest(image, step, purpose)[:8], "little") >> 1
             return draw(torch.Generator().manual_seed(number))
 
-        return torch.stack(list(_threads(os.getpid()).map(row, ids)))
+        return _each(row, ids)
 
     def uniform(self, ids: Sequence[str], step: int, purpose: str, shape: Sequence[int]) -> Tensor:
         """U[0, 1) of shape (B, *shape), float32."""
@@ -89,8 +102,7 @@ class Draws:
         if device.type == "cuda":
             found = philox.on_cuda(words, count, device)
         if found is None:
-            rows = _threads(os.getpid()).map(lambda key: philox.on_cpu(key, count), words)
-            found = to_device(torch.stack(list(rows)), device)
+            found = to_device(_each(lambda key: philox.on_cpu(key, count), words), device)
         return found.view(len(ids), *shape)
 
     def subsets(
