@@ -169,6 +169,19 @@ def test_a_mean_over_targets_that_know_different_images() -> None:
         statistics.mean_gain(pairs, counted=[np.zeros(4, bool)] * 2)
 
 
+@pytest.mark.parametrize("rule", [statistics.last_step, statistics.leave_one_out])
+@pytest.mark.parametrize("count", [120, 64, 20])
+def test_images_that_do_not_count_widen_no_interval(rule: statistics.Rule, count: int) -> None:
+    """It is as wide as among those that count alone, though resamples differ in size."""
+    random = np.random.default_rng(0)
+    ours, none = random.random((3, 128)) < 0.9, np.zeros((1, 128), bool)
+    counted = np.arange(128) < count
+    _, low, high = statistics.gain(ours[:, :count], none[:, :count], rule)
+    mean, each = statistics.mean_gain([(ours, none)] * 2, rule, counted=[counted] * 2)
+    for one in (mean, *each):
+        assert one[2] - one[1] == pytest.approx(high - low, rel=0.1)
+
+
 def test_the_best_step_is_optimistic_where_nothing_differs() -> None:
     """20 steps of chance at 40 %: the best step is above the truth, the last one is not."""
     random = np.random.default_rng(0)

@@ -16,7 +16,6 @@ from torch import Tensor
 
 from irattack.attacks import philox
 
-
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

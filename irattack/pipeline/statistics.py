@@ -21,6 +21,7 @@ on such a plateau, but in less than half near 0 or 100 %, where resamples hardly
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 
@@ -147,7 +148,8 @@ def design_effect(scores: np.ndarray, copies: np.ndarray) -> float:
     """By what the choice of the step multiplies the variance of the total score; at least 1.
 
     Args:
-        scores: (R, N), an image's outcome (0 or 1) or the difference of two (−1, 0 or 1).
+        scores: (R, N), an image's outcome (0 or 1) or the difference of two (−1, 0 or 1), maybe
+            less a constant, which is to be the mean where resamples differ in size.
         copies: (R, N), how often each image is in each resample.
     """
     scores = scores.astype(np.float32)
@@ -242,12 +244,14 @@ def mean_gain(
     n = pairs[0][0].shape[1]
     for other in {success.shape[1] for pair in pairs for success in pair} - {n}:
         raise InputError(f"gain: {n} images and {other}; expected the same images.")
-    copies = resamples(n, seed)
-    whole = np.ones((1, n), np.float32)
-    score, scores, each = np.zeros((1, n)), np.zeros(copies.shape, np.float32), list[Interval]()
+    copies, whole = resamples(n, seed), np.ones((1, n), np.float32)
+    score, scores, each = np.zeros((1, n)), np.zeros(copies.shape), list[Interval]()
     first, second = rule if isinstance(rule, tuple) else (rule, rule)
-    for place, (ours, baseline) in enumerate(pairs):
-        part = slice(None) if counted is None else np.flatnonzero(counted[place])
+    parts: list[Any] = [slice(None)] * (len(pairs) + 1)
+    if counted is not None:
+        parts = [np.flatnonzero(one) for one in (*counted, np.any(counted, axis=0))]
+    *parts, used = parts  # the images that count for a pair; those that do for any
+    for (ours, baseline), part in zip(pairs, parts, strict=True):
         a, b, drawn_part = ours[:, part], baseline[:, part], copies[:, part]
         if not a.shape[1]:
             raise InputError("gain: a target is right on none of the clean images; leave it out.")
@@ -255,10 +259,12 @@ def mean_gain(
             first(a, c).astype(np.int8) - second(b, c) for c in (whole[:, part], drawn_part)
         )
         each.append(_of_scores(own, drawn, drawn_part))
-        weight = n / a.shape[1] / len(pairs)  # so that the mean over all n is one over those
-        score[:, part] += own * weight
-        scores[:, part] += drawn * np.float32(weight)
-    return _of_scores(score, scores, copies), each
+        mean, weight = own.mean(), score[:, used].size / own.size
+        for total, scored in (score, own), (scores, drawn):
+            total += mean  # and no more for an image that does not count
+            total[:, part] += (scored - mean) * weight
+    score, scores, copies = (drawn[:, used] for drawn in (score, scores, copies))
+    return _of_scores(score / len(pairs), scores / len(pairs), copies), each
 
 
 def mean_rate(
@@ -279,7 +285,7 @@ def mean_rate(
 
 def _of_scores(score: np.ndarray, scores: np.ndarray, copies: np.ndarray) -> Interval:
     """The mean of (1, N) scores in percent, by how (R, N) vary over resamples."""
-    n, d = score.size, design_effect(scores, copies)
+    n, d = score.size, design_effect(scores - score.mean(), copies)
     low, high = interval_of_scores(score.sum() / d, (score.astype(float) ** 2).sum() / d, n / d)
     return 100 * float(score.sum()) / n, 100 * low, 100 * high
 
