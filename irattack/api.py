@@ -30,7 +30,7 @@ from irattack.commands.cli import explain
 from irattack.commands.composing import composed, hydra
 from irattack.commands.settings import OF_ATTACK, register_resolvers, without_effect
 from irattack.conf import OWN
-from irattack.errors import InputError, unknown
+from irattack.errors import InputError, ranged, unknown
 from irattack.models import zoo
 from irattack.models.network import networks
 from irattack.models.own import check_finite, classifier
@@ -107,6 +107,7 @@ def success(net: nn.Module, images: Tensor, y: Tensor, micro_batch: int = 256) -
     Raises:
         InputError: these do not fit together.
     """
+    ranged("micro_batch", micro_batch, 1, whole=True)
     with classifier(net, images, y) as model, torch.no_grad():
         logits = torch.cat([model(part) for part in images.flatten(0, -4).split(micro_batch)])
     labels = y.long().expand(images.shape[:-3]).flatten()
@@ -123,6 +124,8 @@ def _made(
     settings: dict[str, Value],
 ) -> tuple[Attack, Settings]:
     """The attack, and the settings that it is made of."""
+    if not how:
+        raise InputError(f"attack({how!r}): names nothing; PGD alone is 'pgd'.")
     for name in settings:
         if name not in KNOWN and "." not in name:
             raise unknown("attack()", name, KNOWN, f"expected settings among {', '.join(KNOWN)}")

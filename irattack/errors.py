@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterable, Sequence
 from difflib import get_close_matches
+from numbers import Real
 
 
 class InputError(ValueError):
@@ -21,13 +22,25 @@ def one_of(what: str, given: object, allowed: Iterable[str]) -> None:
 
 
 def ranged(
-    what: str, given: float, low: float, high: float = math.inf, whole: bool = False
+    what: str,
+    given: float,
+    low: float,
+    high: float = math.inf,
+    whole: bool = False,
+    odd: bool = False,
+    above: bool = False,
 ) -> None:
-    """Raises InputError unless a number is from `low` to `high`, and whole if it has to be."""
-    if not low <= given <= high or (whole and given % 1):
-        kind = "a whole number" if whole else "a number"
-        allowed = f"from {low:g} on" if high == math.inf else f"from {low:g} to {high:g}"
-        raise InputError(f"{what}={given}: expected {kind} {allowed}.")
+    """Raises InputError unless a finite number is from `low` to `high`, and whole or odd if asked.
+
+    With `above` it may not be `low` itself.
+    """
+    fits = isinstance(given, Real) and math.isfinite(given) and low <= given <= high
+    fits &= not (above and given == low)
+    if not fits or ((whole or odd) and given % 1) or (odd and given % 2 != 1):
+        kind = "an odd number" if odd else "a whole number" if whole else "a number"
+        least = f" {'above' if above else 'from'} {low:g}" if low > -math.inf else ""
+        most = f" to {high:g}" if high < math.inf else "" if above or not least else " on"
+        raise InputError(f"{what}={given}: expected {kind}{least}{most}.")
 
 
 def unknown(what: str, given: object, allowed: Iterable[str], cure: str = "") -> InputError:

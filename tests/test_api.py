@@ -158,6 +158,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"net": nn.Sequential(nn.Flatten(), nn.Linear(192, 2))},
         r"net: fails on one image, .*float64",
     ),
+    ({"how": []}, r"attack\(\[\]\): names nothing"),
     ({"how": "sgm"}, "SGM needs a source with skip connections"),
 ]
 
@@ -175,8 +176,12 @@ def test_mistakes_with_interactions_and_without_effect(batch: tuple[Tensor, Tens
     x, y = batch
     with pytest.raises(InputError, match=r"delta: is \(2, 5, 3, 8, 8\) where x is"):
         interactions.average(Pair(), x, torch.stack([x, x]), y)
-    with pytest.raises(InputError, match="grid=1: expected 2 to 8"):
+    with pytest.raises(InputError, match="grid=1: expected a whole number from 2 to 8"):
         interactions.average(Pair(), x, 0 * x, y, grid=1)
+    with pytest.raises(InputError, match="micro_batch=0: expected a whole number from 1 on"):
+        interactions.average(Pair(), x, 0 * x, y, micro_batch=0)
+    with pytest.raises(InputError, match="micro_batch=0: expected a whole number from 1 on"):
+        success(Pair(), x, y, micro_batch=0)
     with pytest.raises(InputError, match=r"logits that are NaN or infinite on 1 of 5 .*number 2\)"):
         success(Log(), torch.where(torch.arange(5).view(-1, 1, 1, 1) == 2, 0, x), y)
     with pytest.warns(UserWarning, match="lam=… has no effect: attack=pgd does not use it"):

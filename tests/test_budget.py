@@ -183,8 +183,8 @@ def test_long_attacks_go_as_far_or_farther() -> None:
 @pytest.mark.parametrize(
     ("wrong", "says"),
     [
-        (lambda: Attack(NORM, 2, restarts=0), "must be 1 or more"),
-        (lambda: Attack(NORM, 2, every=0), "must be 1 or more"),
+        (lambda: Attack(NORM, 2, restarts=0), "=0: expected a whole number from 1 on"),
+        (lambda: Attack(NORM, 2, every=0), "=0: expected a whole number from 1 on"),
         (lambda: Attack(NORM, 2, samples=Copies(3)), "alike without an input transform"),
         (lambda: MaskedLoss(samples=1, cells=1, grid=2, part="rest"), "expected both or sets|part"),
     ],

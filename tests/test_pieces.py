@@ -1,7 +1,9 @@
 """The pieces: their neutral values give the plain attack, and each is what its paper defines."""
 
 from collections.abc import Iterator
+from dataclasses import fields, is_dataclass, replace
 from itertools import product
+from typing import Any
 
 import pytest
 import torch
@@ -13,15 +15,19 @@ from torch import Tensor, nn
 
 from irattack.attacks.diversity import ResizeAndPad
 from irattack.attacks.loop import Attack, perturbations
+from irattack.attacks.moves import PatchWise, SignDecay
 from irattack.attacks.norms import L2, Linf, Norm
 from irattack.attacks.objective import gradient, to_pixels
 from irattack.attacks.pieces import (
+    Copies,
     GaussianKernel,
     GaussianNoise,
     Interaction,
+    LengthPenalty,
     MaskedLoss,
     Momentum,
     RandomCells,
+    StopAtLength,
 )
 from irattack.attacks.randomness import Draws
 from irattack.attacks.skip import SkipGradient
@@ -275,6 +281,58 @@ def test_sets_that_cannot_be_drawn_are_refused(wrong: dict[str, int]) -> None:
     sets = {"samples": 2, "cells": 16, "grid": 4} | wrong
     with pytest.raises(InputError, match=f"^{name}={wrong[name]}: expected a whole number from 1 "):
         RandomCells(**sets)  # type: ignore[arg-type]
+
+
+WRONG = [  # a piece, what it is made of, and what of that cannot be
+    (GaussianNoise, {"samples": 2, "sigma": 0.1}, {"samples": 0, "sigma": -1}),
+    (Copies, {"samples": 2}, {"samples": 0}),
+    (GaussianKernel, {"size": 3}, {"size": 4}),
+    (GaussianKernel, {"size": 3}, {"size": 0}),
+    (Momentum, {}, {"mu": -1}),
+    (Momentum, {}, {"mu": "abc"}),
+    (LengthPenalty, {"c": 1, "p": 2}, {"c": -1, "p": 0.5}),
+    (StopAtLength, {"tau": 1}, {"tau": 0}),
+    (SkipGradient, {}, {"gamma": 0}),
+    (SkipGradient, {}, {"gamma": 1.5}),
+    (PatchWise, {}, {"factor": -1, "project": -1, "size": 2}),
+    (SignDecay, {}, {"eta": 0}),
+]
+
+
+@pytest.mark.parametrize(("piece", "right", "wrong"), WRONG)
+def test_a_piece_refuses_what_it_cannot_be(piece: Any, right: dict, wrong: dict) -> None:
+    piece(**right)
+    for name, value in wrong.items():
+        with pytest.raises(
+            InputError, match=f"^{name}={value}: expected an? .*number (from|above)"
+        ):
+            piece(**right | {name: value})
+
+
+def test_every_number_of_a_piece_is_checked(config: None) -> None:
+    """No piece takes a word, nor NaN, in the place of a number."""
+    names = {path.stem for path in (CONF / "piece").glob("*.yaml")} - {"penalty"}  # see WRONG
+    with_others = {"copies": "di,copies", "ni": "mi,ni"}
+    made = [composed(f"+piece=[{with_others.get(name, name)}]") for name in names]
+    pieces: dict[type, Any] = {type(p): p for a in made for p in vars(a).values()}
+    checked = 0
+    for piece in pieces.values():
+        if not is_dataclass(piece):
+            continue
+        for field in fields(piece):
+            value = getattr(piece, field.name)
+            if isinstance(value, int | float) and not isinstance(value, bool):
+                for wrong in ("abc", float("nan")):
+                    with pytest.raises(InputError, match=f"^{field.name}={wrong}: expected "):
+                        replace(piece, **{field.name: wrong})  # type: ignore[type-var]
+                    checked += 1
+    assert checked > 40
+
+
+def test_cells_without_a_pixel_are_refused(smooth: nn.Module, images: Tensor) -> None:
+    fine = Attack(NORMS[0], 2, interaction=Interaction(lam=1, samples=2, cells=8, grid=17))
+    with pytest.raises(InputError, match=r"^grid=17: expected a whole number from 1 to 16"):
+        run(fine, smooth, images)
 
 
 @pytest.mark.parametrize("name", ["interaction", "masked"])

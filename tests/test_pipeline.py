@@ -13,6 +13,7 @@ from hydra import compose, initialize_config_dir
 
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Linf
+from irattack.attacks.precision import set_tf32
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
@@ -24,10 +25,10 @@ from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import Artifact, to_bytes
 from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.codec import read_frames
-from irattack.pipeline.compute import set_tf32
 from irattack.pipeline.images import Choice, images_of, manifest
 from irattack.pipeline.job import ensure
 from irattack.pipeline.measures import Contributions, NeighbourMaps
+from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.results import Results, arrays, rows
 from irattack.pipeline.steps import of_shard
 from irattack.results import paper, publish, tables
@@ -213,6 +214,20 @@ def test_out_of_memory_halves_the_micro_batch(
     ensure(Results(other))
     found, expected = (arrays(c, "vgg16")["margins"] for c in (one, other))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_cpu_without_memory_is_a_device_without_memory() -> None:
+    """What cannot be allocated is done again in smaller parts; other errors end the work."""
+    tried = []
+
+    def work(size: int) -> int:
+        tried.append(size)
+        return len(torch.empty(2**58 if size > 2 else 1))  # 1 EiB
+
+    assert MicroBatch(8, "cpu").fit(work, "a test") == 1
+    assert tried == [8, 4, 2]
+    with pytest.raises(RuntimeError, match="shape"):
+        MicroBatch(8, "cpu").fit(lambda size: torch.ones(2).view(3), "a test")
 
 
 def test_images_of_a_manifest_are_attacked(tmp_path: Path) -> None:

@@ -91,7 +91,7 @@ def test_interaction_of_what_is_wanted(rival: str, smooth: nn.Module, images: Te
     found, _ = made.update(
         smooth, images, WANTED, start, torch.zeros_like(images), IDS, 1, draws, micro_batch=7
     )
-    sets, _ = term.drawn(IDS, 1, draws, images.shape[-1])
+    sets, _ = term.drawn(IDS, 1, draws, images.shape)
     present = to_pixels(sets, *images.shape[-2:])  # (B, K, H, W)
     delta = start.clone().requires_grad_()
     at_delta = smooth(images + delta).detach()

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.errors import InputError, ranged
 
@@ -170,9 +171,5 @@ class _Separable(torch.autograd.Function):
 
 
 def _in_full(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
-    matmul = torch.backends.cuda.matmul
-    before, matmul.allow_tf32 = matmul.allow_tf32, False
-    try:
+    with without_tf32():
         return left @ middle @ right
-    finally:
-        matmul.allow_tf32 = before

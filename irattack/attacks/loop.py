@@ -53,7 +53,7 @@ from irattack.attacks.points import (
 )
 from irattack.attacks.randomness import Draws, to_device
 from irattack.attacks.skip import SkipGradient
-from irattack.errors import InputError, one_of
+from irattack.errors import InputError, one_of, ranged
 
 Estimate = EnhancedMomentum | VarianceTuning | GradientNorm | GradientRelevance
 STARTS = ("auto", "random", "zero", "noise")
@@ -122,10 +122,8 @@ class Attack:
         one_of("start", self.start, STARTS)
         one_of("goal", self.goal, GOALS)
         one_of("record", self.record, ("after", "before", "last"))
-        if min(self.every, self.restarts) < 1:
-            raise InputError(
-                f"attack: every={self.every}, restarts={self.restarts}; both must be 1 or more."
-            )
+        for name in ("steps", "every", "restarts"):
+            ranged(name, getattr(self, name), 1, whole=True)
         if isinstance(self.samples, Copies) and self.transform is None:
             raise InputError(
                 "attack: copies without noise are all alike without an input transform; add one "

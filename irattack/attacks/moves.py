@@ -8,11 +8,11 @@ move  PatchWise  PI   (Gao et al., 2020)
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from irattack.attacks.norms import Norm
-from irattack.errors import InputError, ranged
+from irattack.attacks.precision import smoothed
+from irattack.errors import ranged
 
 
 @dataclass(frozen=True)
@@ -40,9 +40,7 @@ class PatchWise:
     def __post_init__(self) -> None:
         ranged("factor", self.factor, 0)
         ranged("project", self.project, 0)
-        ranged("size", self.size, 1, whole=True)
-        if self.size % 2 == 0:
-            raise InputError(f"size={self.size}: expected an odd number of pixels.")
+        ranged("size", self.size, 1, odd=True)
 
     def __call__(self, m: Tensor, norm: Norm, past: dict[str, Tensor]) -> Tensor:
         """s + p, (B, C, H, W), from the m of this step."""
@@ -55,10 +53,9 @@ class PatchWise:
 
     def around(self, cut: Tensor) -> Tensor:
         """W ∗ C for each channel, zero-padded, (B, C, H, W)."""
-        channels, middle = cut.shape[1], self.size // 2
-        kernel = cut.new_ones(channels, 1, self.size, self.size) / max(self.size**2 - 1, 1)
-        kernel[..., middle, middle] = 0
-        return F.conv2d(cut, kernel, padding=middle, groups=channels)
+        kernel = cut.new_ones(self.size, self.size) / max(self.size**2 - 1, 1)
+        kernel[self.size // 2, self.size // 2] = 0
+        return smoothed(cut, kernel)
 
 
 @dataclass(frozen=True)
@@ -75,8 +72,7 @@ class SignDecay:
     eta: float = 0.94
 
     def __post_init__(self) -> None:
-        if not 0 < self.eta <= 1:
-            raise InputError(f"eta={self.eta}: expected a number above 0, at most 1.")
+        ranged("eta", self.eta, 0, 1, above=True)
 
     def __call__(self, m: Tensor, norm: Norm, past: dict[str, Tensor]) -> Tensor:
         """The step, (B, C, H, W), from the m of this step."""

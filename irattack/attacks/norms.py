@@ -6,7 +6,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from irattack.errors import InputError
+from irattack.errors import InputError, ranged
 
 IMAGENET_SIZE = 3 * 224 * 224  # the n at which the authors state their L2 step size
 
@@ -61,6 +61,10 @@ class Linf:
     eps: float
     step_size: float
 
+    def __post_init__(self) -> None:
+        ranged("eps", self.eps, 0)
+        ranged("step_size", self.step_size, 0)
+
     def start(self, x: Tensor, uniform: Tensor) -> Tensor:
         return self.eps * (2 * uniform - 1)
 
@@ -84,6 +88,10 @@ class L2:
 
     eps: float
     step_size: float
+
+    def __post_init__(self) -> None:
+        ranged("eps", self.eps, 0)
+        ranged("step_size", self.step_size, 0)
 
     def start(self, x: Tensor, uniform: Tensor) -> Tensor:
         return self.project(uniform - x)
@@ -120,6 +128,9 @@ class Free:
     """No ball: steps of step_size · gradient (Eq. 8, and the proofs of Propositions 1 to 3)."""
 
     step_size: float
+
+    def __post_init__(self) -> None:
+        ranged("step_size", self.step_size, 0)
 
     def start(self, x: Tensor, uniform: Tensor) -> Tensor:
         raise InputError("start=random: an attack without a ball has no random start; use zero.")

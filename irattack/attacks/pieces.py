@@ -19,17 +19,19 @@ penalty       LengthPenalty    Eq. 8 (Section 3.2, Appendix C)
 stop          StopAtLength     Eq. 8 (Section 3.2, Appendix H)
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Size, Tensor
 
 from irattack.attacks.losses import UTILITIES
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
+from irattack.attacks.precision import smoothed
 from irattack.attacks.randomness import Draws, to_device
 from irattack.errors import one_of, ranged
 
@@ -62,28 +64,36 @@ class RandomCells:
         ranged("cells", self.cells, 1, self.grid**2, whole=True)
 
     def both(
-        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
+        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, shape: Size
     ) -> Term:
-        """weight · Σ_k [value at S_k + value at Λ∖S_k], 2K probes an image; width in pixels."""
-        sets, side = self.drawn(ids, step, draws, width)
+        """weight · Σ_k [value at S_k + value at Λ∖S_k], 2K probes an image."""
+        sets, side = self.drawn(ids, step, draws, shape)
         sets = to_device(torch.cat([sets, ~sets], dim=1), weight.device)
         return Term(value, weight, sets=sets, side=side, share=self.samples)
 
     def alone(
-        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, width: int
+        self, value: Value, weight: Tensor, ids: Sequence[str], step: int, draws: Draws, shape: Size
     ) -> Term:
         """weight · Σ_k value at S_k, K probes an image, whose gradient moves every pixel."""
-        sets, side = self.drawn(ids, step, draws, width)
+        sets, side = self.drawn(ids, step, draws, shape)
         sets = to_device(sets, weight.device)
         return Term(value, weight, sets=sets, side=side, share=self.samples, moves_all=True)
 
     def drawn(
-        self, ids: Sequence[str], step: int, draws: Draws, width: int
+        self, ids: Sequence[str], step: int, draws: Draws, shape: Size
     ) -> tuple[Tensor, int | None]:
-        """S_1 … S_K of each image, (B, K, L, L) bool, and the side of a cell if it is fixed."""
+        """S_1 … S_K of each image, (B, K, L, L) bool, and the side of a cell if it is fixed.
+
+        Args:
+            shape: of δ, (B, C, H, W).
+
+        Raises:
+            InputError: there are cells without a pixel.
+        """
+        ranged("grid", self.grid, 1, min(shape[-2:]), whole=True)
         sets = draws.subsets(ids, step, self.samples, self.cells, self.grid, self.replacement)
         if self.border == "uncovered":  # one more row and column, in Λ∖S_k but in no S_k
-            return F.pad(sets, (0, 1, 0, 1)), width // self.grid
+            return F.pad(sets, (0, 1, 0, 1)), shape[-1] // self.grid
         return sets, None
 
 
@@ -109,6 +119,7 @@ class Interaction(RandomCells):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        ranged("lam", self.lam, -math.inf)
         one_of("rival", self.rival, UTILITIES)
 
     def terms(self, delta: Tensor, ids: Sequence[str], step: int, draws: Draws) -> list[Term]:
@@ -121,7 +132,7 @@ class Interaction(RandomCells):
         if self.lam == 0:
             return []
         v, weight = UTILITIES[self.rival], self.lam / self.samples * present
-        sets = self.both(v, weight, ids, step, draws, delta.shape[-1])
+        sets = self.both(v, weight, ids, step, draws, delta.shape)
         found = [Term(v, -self.lam * present), sets]
         if self.balance:
             return [replace(term, balance=abs(self.lam)) for term in found]
@@ -150,8 +161,8 @@ class MaskedLoss(RandomCells):
         """The terms of J."""
         weight = delta.new_ones(len(delta)) / self.samples
         if self.part == "both":
-            return [self.both(loss, weight / 2, ids, step, draws, delta.shape[-1])]
-        return [self.alone(loss, weight, ids, step, draws, delta.shape[-1])]
+            return [self.both(loss, weight / 2, ids, step, draws, delta.shape)]
+        return [self.alone(loss, weight, ids, step, draws, delta.shape)]
 
 
 @dataclass(frozen=True)
@@ -173,6 +184,8 @@ class GaussianNoise:
     generator: str = "mt19937"
 
     def __post_init__(self) -> None:
+        ranged("samples", self.samples, 1, whole=True)
+        ranged("sigma", self.sigma, 0)
         one_of("reduction", self.reduction, ("mean", "sum"))
         one_of("generator", self.generator, GENERATORS)
 
@@ -199,6 +212,7 @@ class Copies:
     reduction: str = "mean"
 
     def __post_init__(self) -> None:
+        ranged("samples", self.samples, 1, whole=True)
         one_of("reduction", self.reduction, ("mean", "sum"))
 
 
@@ -220,11 +234,12 @@ class GaussianKernel:
 
     size: int
 
+    def __post_init__(self) -> None:
+        ranged("size", self.size, 1, odd=True)
+
     def __call__(self, g: Tensor) -> Tensor:
         """W ∗ g for each channel, zero-padded, (B, C, H, W)."""
-        channels = g.shape[1]
-        kernel = _gaussian(self.size, g.dtype, g.device).expand(channels, 1, self.size, self.size)
-        return F.conv2d(g, kernel, padding=self.size // 2, groups=channels)
+        return smoothed(g, _gaussian(self.size, g.dtype, g.device))
 
 
 @dataclass(frozen=True)
@@ -232,7 +247,7 @@ class Momentum:
     """How gradients add up.
 
     Args:
-        mu: the decay μ; 0 keeps the direction of g alone.
+        mu: the decay μ, at least 0; 0 keeps the direction of g alone.
         rule: `original`, m ← μ m + g / ‖g‖₁ (MI, Dong et al., 2018); `revised`,
             m ← μ m + (1 − μ) g with μ = (t − 1) / t (Proposition 3, Eq. 33); or `none`, m ← g.
     """
@@ -241,6 +256,7 @@ class Momentum:
     rule: str = "original"
 
     def __post_init__(self) -> None:
+        ranged("mu", self.mu, 0)
         one_of("rule", self.rule, ("original", "revised", "none"))
 
     def __call__(self, m: Tensor, g: Tensor, step: int) -> Tensor:
@@ -265,6 +281,10 @@ class LengthPenalty:
     c: float
     p: float
 
+    def __post_init__(self) -> None:
+        ranged("c", self.c, 0)
+        ranged("p", self.p, 1)
+
     def gradient(self, delta: Tensor) -> Tensor:
         """∇_δ c ‖δ‖_p^p = c p |δ|^(p − 1) sign δ, (B, C, H, W)."""
         return self.c * self.p * delta.abs() ** (self.p - 1) * delta.sign()
@@ -277,10 +297,13 @@ class StopAtLength:
     The update that would pass τ is shortened, so that ‖δ‖₂ = τ and images compare.
 
     Args:
-        tau: τ, in units of [0, 1] images.
+        tau: τ > 0, in units of [0, 1] images.
     """
 
     tau: float
+
+    def __post_init__(self) -> None:
+        ranged("tau", self.tau, 0, above=True)
 
     def arrived(self, delta: Tensor) -> Tensor:
         """Which images have ‖δ‖₂ = τ, up to rounding: (B, 1, 1, 1) bool."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from irattack.errors import InputError, one_of
+from irattack.errors import InputError, one_of, ranged
 from irattack.models.network import Ensemble
 
 
@@ -70,6 +70,8 @@ class SkipGradient:
 
     def __post_init__(self) -> None:
         one_of("rule", self.rule, ("exact", "authors"))
+        if self.gamma is not None:
+            ranged("gamma", self.gamma, 0, 1, above=True)
 
     @property
     def one_graph(self) -> bool:

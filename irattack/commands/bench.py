@@ -29,6 +29,7 @@ from tqdm import tqdm
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import margin, strongest_rival
 from irattack.attacks.norms import Linf
+from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.commands import overhead
 from irattack.commands.cli import one_sentence, tidy_arguments
@@ -42,7 +43,7 @@ from irattack.models.network import networks
 from irattack.pipeline import files, speed
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell, attack_of
-from irattack.pipeline.compute import build, device, prepare, without_tf32
+from irattack.pipeline.compute import build, device, prepare
 
 
 def per_image(

@@ -111,8 +111,8 @@ def show(cell: Cell) -> None:
     print(render(results))
     short = results.below_tau.max()
     if short == short and short is not None:  # not NaN
-        cfg = cell.cfg
-        print(f"{short:.0f} of {cfg.images} images never reached ‖δ‖₂ = τ = {cfg.tau}.")
+        tau = cell.steps_facts["attack"]["stop"]["tau"]
+        print(f"{short:.0f} of {cell.cfg.images} images never reached ‖δ‖₂ = τ = {tau}.")
 
 
 def main() -> None:

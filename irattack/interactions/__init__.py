@@ -54,7 +54,7 @@ def contributions(
     Returns (B, L, L) float64, by 2 L² + 2 forward passes an image. Arguments and errors are those
     of `average`.
     """
-    from irattack.errors import InputError
+    from irattack.errors import InputError, ranged
     from irattack.interactions import cells
     from irattack.models.own import check_finite, classifier
 
@@ -63,10 +63,8 @@ def contributions(
             f"delta: is {tuple(getattr(delta, 'shape', ()))} where x is {tuple(x.shape)}; expected "
             "both (B, C, H, W), of one step."
         )
-    if not 2 <= grid <= min(x.shape[-2:]):
-        raise InputError(
-            f"grid={grid}: expected 2 to {min(x.shape[-2:])}, cells along a side of the image."
-        )
+    ranged("grid", grid, 2, min(x.shape[-2:]), whole=True)
+    ranged("micro_batch", micro_batch, 1, whole=True)
     with classifier(net, x, y) as model:
         found = cells.contributions(model, x, delta, y.long(), grid, micro_batch)
     check_finite("logits", found.flatten(1).sum(dim=1))

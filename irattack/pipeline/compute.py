@@ -1,16 +1,15 @@
 """How a run computes: device, precision, and models made fast. Everything here takes PyTorch."""
 
-import contextlib
 import gc
 import os
 import re
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from irattack.attacks.precision import set_tf32, without_tf32
 from irattack.errors import InputError
 from irattack.models import zoo
 from irattack.models.fold import fold
@@ -31,23 +30,6 @@ def prepare(cfg: Settings) -> None:
         memory.keep()
     set_tf32(cfg.precision == "tf32")
     torch.backends.cudnn.deterministic = True
-
-
-def set_tf32(allowed: bool) -> None:
-    """Whether CUDA may round the factors of a product to TF32; cuDNN does unless it is told."""
-    torch.backends.cuda.matmul.allow_tf32 = allowed
-    torch.backends.cudnn.allow_tf32 = allowed
-
-
-@contextlib.contextmanager
-def without_tf32() -> Iterator[None]:
-    """Float32 in full, whatever the precision of the run."""
-    before = torch.backends.cudnn.allow_tf32
-    set_tf32(False)
-    try:
-        yield
-    finally:
-        set_tf32(before)
 
 
 def gpu_names(count: int) -> dict[int, str]:

@@ -42,7 +42,9 @@ class MicroBatch:
         while True:
             try:
                 return work(self.size)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not lacks_memory(error):
+                    raise
                 if self.size == 1 or not halves:
                     raise InputError(
                         f"device={self.device}: out of memory, and no smaller micro_batch helps; "
@@ -54,6 +56,11 @@ class MicroBatch:
                 "The device is out of memory: %s starts again with micro_batch=%d.",
                 *(what, self.size),
             )
+
+
+def lacks_memory(error: RuntimeError) -> bool:
+    """Whether an error says that memory is too small, a GPU's or, by PyTorch's words, a CPU's."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
 
 
 def keep() -> None:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from irattack.attacks.loop import Attack
 from irattack.attacks.randomness import Draws
-from irattack.pipeline.memory import release
+from irattack.pipeline.memory import lacks_memory, release
 
 
 def synchronise(device: torch.device) -> None:
@@ -79,7 +79,9 @@ def best_rate(
             work = kind(model, torch.rand(batch, 3, size, size, device=device))
             seconds(work, device)  # warm-up
             rate = batch / seconds(work, device, least)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not lacks_memory(error):
+                raise
             release()
             break
         if rate > best.per_second:

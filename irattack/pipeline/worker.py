@@ -14,6 +14,7 @@ from tqdm import tqdm
 from irattack.attacks.loop import perturbations
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Norm
+from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
@@ -22,7 +23,7 @@ from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
 from irattack.pipeline.cell import Cell, Shard, attack_of
 from irattack.pipeline.codec import kept_frames, read_frames
-from irattack.pipeline.compute import build, made_with, prepare, to_device, without_tf32
+from irattack.pipeline.compute import build, made_with, prepare, to_device
 from irattack.pipeline.images import drawn, images_of
 from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.steps import last_frame, of_shard

@@ -75,8 +75,9 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     for axis in axes[::4]:
         axis.set_ylabel("transfer utility (logits)")
     table = pd.DataFrame(lines, columns=["p", "source", "target", "r", "P-value", "points"])
+    tau = cells[0].steps_facts["attack"]["stop"]["tau"]
     note = (
-        f"A point is a mean over the images that reach τ = {cells[0].cfg.tau} for every c, "
+        f"A point is a mean over the images that reach τ = {tau} for every c, "
         f"{data.n.min()} to {data.n.max()} of them; at most {data.never_reached_tau.max()} of "
         f"{cells[0].cfg.images} images never reach it for a c. Line: least squares with its 95 % "
         "band; r: Pearson, over n points that share their images, so that P is a description only"
