@@ -54,8 +54,9 @@ def cell(folder: Path, output: Path, *overrides: str) -> Cell:
     return Cell(cfg)
 
 
-def test_one_attack_on_every_target(folder: Path, tmp_path: Path) -> None:
-    targets = [name for name in NAMES if name != "resnet34"]
+def test_one_attack_on_targets_of_every_size(folder: Path, tmp_path: Path) -> None:
+    targets = ["alexnet", "densenet121", "inception_v3", "vit"]
+    assert {zoo.card("imagenet", name)["size"] for name in targets} == {224, 299}
     one = cell(folder, tmp_path, "attack=ir", f"targets=[{','.join(targets)}]", "steps=2")
     assert ensure(Results(one)) == []
     images = images_of(one)

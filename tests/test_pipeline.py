@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 import torch
 from hydra import compose, initialize_config_dir
+from torch import nn
 
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Linf
@@ -20,7 +21,7 @@ from irattack.data import photos
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
 from irattack.models import network, zoo
-from irattack.pipeline import files, sharded, worker
+from irattack.pipeline import compute, files, sharded, worker
 from irattack.pipeline import statistics as evaluation
 from irattack.pipeline.artifact import Artifact, to_bytes
 from irattack.pipeline.cell import Cell, Shard
@@ -214,6 +215,34 @@ def test_out_of_memory_halves_the_micro_batch(
     ensure(Results(other))
     found, expected = (arrays(c, "vgg16")["margins"] for c in (one, other))
     np.testing.assert_array_equal(found, expected)
+
+
+def test_small_targets_are_built_once_for_all_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where nothing differs that decides their outputs, and never what an attack may change."""
+    monkeypatch.setattr(compute, "_targets", {})
+
+    def built(*overrides: str, name: str = "vgg16", role: str = "target") -> nn.Module:
+        return worker.Worker(cell(tmp_path, *overrides)).model(name, role)
+
+    first = built("source=alexnet")
+    assert built("source=resnet34", "attack=ir") is first
+    others = [
+        built("source=alexnet", "precision=bf16"),
+        built("source=alexnet", "pretrained=false", "benchmark.sources=[]"),
+        built("source=vgg16", role="measured"),
+        built("source=vgg16", role="source"),
+        built("source=alexnet", name="vgg16+jpeg75"),
+    ]
+    assert len({id(network) for network in (first, *others)}) == 6
+    assert built("source=alexnet") is first
+    monkeypatch.setattr(compute, "KEPT", 1)
+    built("source=alexnet", name="resnet34")
+    assert built("source=alexnet") is not first
+    monkeypatch.setattr(compute, "SMALL", 1)
+    monkeypatch.setattr(compute, "_targets", {})
+    assert built("source=alexnet") is not built("source=alexnet")
 
 
 def test_a_cpu_without_memory_is_a_device_without_memory() -> None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from irattack.attacks.precision import set_tf32, without_tf32
 from irattack.errors import InputError
+from irattack.hashing import key
 from irattack.models import zoo
 from irattack.models.fold import fold
 from irattack.models.network import compiled, in_bfloat16
@@ -18,6 +19,10 @@ from irattack.pipeline import devices, memory
 from irattack.pipeline.artifact import provenance
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.settings import Settings
+
+SMALL = 10_000_000  # parameters; larger ones would take memory from attacks
+KEPT = 16  # targets
+_targets: dict[str, nn.Module] = {}
 
 
 def prepare(cfg: Settings) -> None:
@@ -99,6 +104,22 @@ def made_with(cfg: Settings) -> dict[str, Any]:
     where = device(cfg)
     name = torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu"
     return {"device": name, "threads": cfg.threads, **provenance()}
+
+
+def target(cell: Cell, model: str) -> nn.Module:
+    """A target as `build` makes it; the last few small ones are the same objects in later cells."""
+    cfg = cell.cfg
+    named = cfg.benchmark.name, model, cfg.pretrained, cfg.weights_dir
+    settings = cfg.seed, cfg.precision, str(device(cfg))
+    decisive = key([zoo.identity(*named), *settings])
+    if decisive not in _targets:
+        made = build(cell, model)
+        if sum(parameter.numel() for parameter in made.parameters()) > SMALL:
+            return made
+        while len(_targets) >= KEPT:
+            del _targets[next(iter(_targets))]
+        _targets[decisive] = made
+    return _targets[decisive]
 
 
 def build(cell: Cell, model: str, role: str = "target", compiling: bool = False) -> nn.Module:

@@ -23,7 +23,7 @@ from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays
 from irattack.pipeline.cell import Cell, Shard, attack_of
 from irattack.pipeline.codec import kept_frames, read_frames
-from irattack.pipeline.compute import build, made_with, prepare, to_device
+from irattack.pipeline.compute import build, made_with, prepare, target, to_device
 from irattack.pipeline.images import drawn, images_of
 from irattack.pipeline.memory import MicroBatch
 from irattack.pipeline.steps import last_frame, of_shard
@@ -139,8 +139,9 @@ class Worker:
         self.known: dict[tuple, np.ndarray] = {}
 
     def _model(self, name: str, role: str) -> nn.Module:
-        model = build(self.cell, name, role, role == "source" and self.pace.compile)
-        return model if role == "target" else self.sharpened(model)
+        if role == "target":
+            return target(self.cell, name)
+        return self.sharpened(build(self.cell, name, role, role == "source" and self.pace.compile))
 
     def sharpened(self, source: nn.Module) -> nn.Module:
         """The source, in place, with its logits scaled to the confidence of the cell."""
