@@ -235,3 +235,20 @@ def test_the_citation_is_of_this_version() -> None:
     assert citation["license"] == project["license"]
     assert citation["authors"][0]["name"] in (ROOT / "LICENSE").read_text()
     assert [reference["year"] for reference in citation["references"]] == [2021]
+
+
+def test_commits_that_pages_name_are_in_the_history() -> None:
+    """A reader can look at the code that made a number."""
+
+    def git(*words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(["git", *words], cwd=ROOT, capture_output=True, text=True)
+
+    if git("rev-parse", "--is-shallow-repository").stdout.strip() != "false":
+        pytest.skip("this is no whole clone of the repository")
+    text = "".join(path.read_text() for path in [ROOT / "README.md", *ROOT.glob("docs/*.md")])
+    named = {word for word in re.findall(r"\b[0-9a-f]{7}\b", text) if not word.isdigit()}
+    assert len(named) > 10
+    ours = {
+        name for name in named if not git("merge-base", "--is-ancestor", name, "HEAD").returncode
+    }
+    assert named == ours
