@@ -28,7 +28,7 @@ from irattack.pipeline.images import listing
 from irattack.pipeline.job import job_of
 from irattack.pipeline.price import Price, price_of
 from irattack.pipeline.results import Results, arrays
-from irattack.results.compared import interactions, reference
+from irattack.results.compared import interactions, reference, timed
 from irattack.results.tuned import told
 
 SMALL = ["images=8", "steps=2", "samples=2", "grid=4", "cells=3", "threads=1"]
@@ -327,3 +327,11 @@ def test_correlations_name_what_they_are_over() -> None:
     assert first.endswith("3 attacks: +1.00.")
     assert second.startswith("AlexNet, L2: ")
     assert second.endswith("3 attacks: -1.00.")
+
+
+def test_seconds_say_where_they_were_measured() -> None:
+    here, there = "cpu, 2 threads", "NVIDIA H200, 16 threads"
+    assert timed(pd.DataFrame({"timed_on": [here, here]})) == f"The seconds are those of {here}."
+    both = timed(pd.DataFrame({"timed_on": [here, there]}))
+    assert f"{here}; {there}" in both
+    assert "only those of the same place compare" in both

@@ -4,6 +4,7 @@ And, where they are measured, average interactions at one length.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -64,8 +65,9 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     for cell in cells:
         other = reference(cell, cells, against)
         gain = mean_gain(cell, other) if other else (float("nan"),) * 3
-        extra, frame = dict(zip(MEAN, gain, strict=True)), rows(cell)
-        extra["compared_with"] = other.method if other else ""  # type: ignore[assignment]
+        frame = rows(cell)
+        extra: dict[str, Any] = dict(zip(MEAN, gain, strict=True))
+        extra["compared_with"] = other.method if other else ""
         shown = [signed(gain) if other else "–", f"{frame.mean_l2.mean():.2f}"]
         if inside:
             interaction = interaction_record(cell)
@@ -81,6 +83,7 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         if priced:
             price = price_of(cell)
             extra |= {"gradients": price.gradients, "seconds": price.seconds}
+            extra["timed_on"] = f"{price.made_with.device}, {price.made_with.threads} threads"
             shown += [str(price.gradients), f"{price.seconds:.3g}"]
         if seen:
             job = job_of(cell, Visibility)
@@ -106,6 +109,7 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         "points, with the interval of that mean, paired over images.",
         *definition.get("remarks", []),
         *(interactions(results, length) if inside else []),
+        *([timed(results)] if priced else []),
         caption(cells),
     ]
     each = gains(cells, definition.get("gain", []), None).drop(columns="paper_gain")
@@ -115,6 +119,13 @@ def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     claims, told = verdicts(cells, definition if inside else {})
     remarks[1:1] = told
     return publish(cells, name, definition, [lines], remarks, files, claims)
+
+
+def timed(results: pd.DataFrame) -> str:
+    """Where the seconds were measured, and whether they compare."""
+    places = list(results.timed_on.unique())
+    alike = "" if len(places) == 1 else ", so that only those of the same place compare"
+    return f"The seconds are those of {'; '.join(places)}{alike}."
 
 
 def interactions(results: pd.DataFrame, length: float | None) -> list[str]:
