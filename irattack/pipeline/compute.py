@@ -87,6 +87,7 @@ def device(cfg: Settings) -> torch.device:
             return torch.device("cpu")
         index = devices.hold(allowed)
         if before not in (None, index):  # what lies there is of an earlier cell
+            _targets.clear()
             gc.collect()
             torch.cuda.empty_cache()
     return torch.device("cuda", index)

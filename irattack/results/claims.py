@@ -149,7 +149,7 @@ def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> st
     remarks += [
         *told,
         f"Each perturbation of the last step is scaled to ‖δ‖₂ = {length} before its interactions "
-        "are measured, as Table 4 does not. Success is of that step too, the mean over the targets.",
+        "are measured; those of Table 4 are not. Success is of that step, the mean over targets.",
         caption(cells),
     ]
     return publish(cells, name, definition, [lines], remarks, {f"{name}.csv": found}, claims)
