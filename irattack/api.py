@@ -124,11 +124,23 @@ def _made(
     settings: dict[str, Value],
 ) -> tuple[Attack, Settings]:
     """The attack, and the settings that it is made of."""
+    if torch.is_inference_mode_enabled():
+        raise InputError("attack(): has no gradients in torch.inference_mode(); call it outside.")
+    for name, value in settings.items():
+        if name in ("norm", "protocol") and not isinstance(value, str):
+            raise InputError(f"{name}={value!r}: expected a word, such as linf.")
     if not how:
         raise InputError(f"attack({how!r}): names nothing; PGD alone is 'pgd'.")
+    if isinstance(how, str) and "," in how:
+        raise InputError(
+            f"attack({how!r}): expected one attack, or a list of pieces: {how.split(',')}."
+        )
     for name in settings:
         if name not in KNOWN and "." not in name:
-            raise unknown("attack()", name, KNOWN, f"expected settings among {', '.join(KNOWN)}")
+            cure = (
+                f"expected settings among {', '.join(KNOWN)}, or one of a piece in a dictionary, "
+            )
+            raise unknown("attack()", name, KNOWN, cure + "**{'attack.accumulate.mu': 0.9}")
     chosen = f"attack={how}" if isinstance(how, str) else f"+piece={_text(how)}"
     given = [f"{name}={_text(value)}" for name, value in settings.items()]
     weights = {network.lam for network in networks(net)}

@@ -158,6 +158,9 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
         {"net": nn.Sequential(nn.Flatten(), nn.Linear(192, 2))},
         r"net: fails on one image, .*float64",
     ),
+    ({"norm": 2}, "norm=2: expected a word"),
+    ({"mu": 0.9}, r"attack\(\)=mu: .*attack.accumulate.mu"),
+    ({"how": "mi,ir"}, r"attack\('mi,ir'\): expected one attack, or a list of pieces"),
     ({"how": []}, r"attack\(\[\]\): names nothing"),
     ({"how": "sgm"}, "SGM needs a source with skip connections"),
 ]
@@ -180,6 +183,12 @@ def test_mistakes_with_interactions_and_without_effect(batch: tuple[Tensor, Tens
         interactions.average(Pair(), x, 0 * x, y, grid=1)
     with pytest.raises(InputError, match="micro_batch=0: expected a whole number from 1 on"):
         interactions.average(Pair(), x, 0 * x, y, micro_batch=0)
+    with torch.inference_mode(), pytest.raises(InputError, match="call it outside"):
+        attack("pgd", Pair(), x, y, steps=1)
+    with pytest.raises(InputError, match="weights_dir=/nope: there is no such folder"):
+        models.load("resnet34", weights_dir="/nope")
+    whole = interactions.average(Pair(), x, 0 * x, y, grid=2)
+    assert torch.equal(interactions.average(Pair(), x, 0 * x, y, grid=2.0), whole)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="micro_batch=0: expected a whole number from 1 on"):
         success(Pair(), x, y, micro_batch=0)
     with pytest.raises(InputError, match=r"logits that are NaN or infinite on 1 of 5 .*number 2\)"):

@@ -12,6 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
+from irattack.commands import composing, plans
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN
 from irattack.errors import InputError
@@ -107,3 +108,30 @@ def test_a_benchmark_of_ones_own_needs_no_python(tmp_path: Path) -> None:
         assert b"IR against PGD, L?: higher on" in done.stdout
     (written,) = (tmp_path / "outputs/pets/tables").glob("*.md")
     assert "# λ" in written.read_text("utf-8")
+
+
+def test_a_yaml_is_called_as_its_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy with the old name would be that one to results, to models and to tables."""
+    copy = tmp_path / "benchmark/forgot.yaml"
+    copy.parent.mkdir()
+    copy.write_text((CONF / "benchmark/cifar10.yaml").read_text())
+    monkeypatch.setenv(OWN, str(tmp_path))
+    sentence = "benchmark=forgot: its yaml has `name: cifar10`; write `name: forgot` there"
+    with composing.hydra(), pytest.raises(InputError, match=sentence):
+        composing.composed(["benchmark=forgot"])
+
+
+def test_a_broken_table_hinders_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    mine = tmp_path / "table/mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text("title: mine\ncells: [{norm: linf, source: few, attack: dim}]\n")
+    monkeypatch.setenv(OWN, str(tmp_path))
+    register_resolvers()
+    few = {name: path for name, path in plans.definitions().items() if name in ("table4", "mine")}
+    monkeypatch.setattr(plans, "definitions", lambda: few)
+    assert list(plans.plans([])) == ["table4"]
+    assert f"{mine} is left out: attack=dim: did you mean" in caplog.text
+    with pytest.raises(InputError, match="eps=2: expected a radius"):
+        plans.plans(["eps=2"])

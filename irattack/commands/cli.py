@@ -95,7 +95,10 @@ def _of_storage(error: OSError) -> str:
     )
 
 
-def explain(error: HydraException | OmegaConfBaseException) -> str:
+REFUSED = (InputError, HydraException, OmegaConfBaseException)  # what settings may end in
+
+
+def explain(error: InputError | HydraException | OmegaConfBaseException) -> str:
     """One sentence for an error in settings that are given as on the command line."""
     cause: BaseException | None = error
     while cause is not None:

@@ -13,6 +13,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 
 from irattack.conf import CONF, folders, is_group
+from irattack.errors import InputError
 from irattack.pipeline.settings import Settings, settings_of
 
 
@@ -41,7 +42,17 @@ def composed(overrides: list[str], with_hydra: bool = False) -> DictConfig:
         with_hydra: with the node `hydra`, of which the launcher is a part.
     """
     own = [f"hydra.searchpath=[{','.join(f'file://{path}' for path in folders()[:-1])}]"]
-    return compose("config", overrides=[*own, *overrides], return_hydra_config=with_hydra)
+    found = compose("config", overrides=[*own, *overrides], return_hydra_config=with_hydra)
+    called("benchmark", benchmark(overrides), found.benchmark.get("name"))
+    return found
+
+
+def called(group: str, chosen: str, name: str | None) -> None:
+    """Raises InputError if a yaml calls itself otherwise than its file: results go by the name."""
+    if name != chosen:
+        raise InputError(
+            f"{group}={chosen}: its yaml has `name: {name}`; write `name: {chosen}` there."
+        )
 
 
 def nearest(of_benchmark: Mapping[str, Any], name: str, size: int) -> Any:

@@ -5,7 +5,7 @@ its cells, the jobs that it reads (`jobs`, of conf/config.yaml unless it lists i
 function that writes it.
 """
 
-import contextlib
+import logging
 import math
 import re
 from collections.abc import Sequence
@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from irattack.commands.cli import REFUSED, explain
 from irattack.commands.composing import Composer, benchmark, hydra
 from irattack.conf import yamls
 from irattack.errors import InputError, UnfitError, unknown
@@ -26,6 +27,8 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import check_data
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.values import number
+
+log = logging.getLogger(__name__)
 
 BASIC = ("norm", "source", "attack")
 ELSEWHERE = (  # settings that change where something is computed or kept, not what
@@ -228,12 +231,20 @@ def given_by(overrides: list[str]) -> dict[str, list[str]]:
 def plans(overrides: list[str]) -> dict[str, Plan]:
     """Every table and figure of a benchmark that has cells with these overrides, by name."""
     chosen = benchmark(overrides)
-    found, composer = {}, Composer(overrides)
+    found, wrong, composer = dict[str, Plan](), dict[str, InputError](), Composer(overrides)
     with hydra():
         for name in sorted(definitions()):
             if load_definition(name).get("benchmark", chosen) == chosen:
-                with contextlib.suppress(UnfitError):
+                try:
                     found[name] = plan(name, overrides, composer)
+                except UnfitError:
+                    continue
+                except REFUSED as error:
+                    wrong[name] = InputError(explain(error))
+    if wrong and not found:
+        raise next(iter(wrong.values()))
+    for name, why in wrong.items():
+        log.warning("%s is left out: %s", definitions()[name], why)
     if not found:
         raise InputError(f"no table or figure has cells with {' '.join(overrides)}.")
     return found

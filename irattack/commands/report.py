@@ -4,11 +4,12 @@ It goes to outputs/<benchmark>/report/index.html and needs neither server nor ne
 """
 
 import contextlib
+import logging
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.cli import REFUSED, explain, one_sentence, tidy_arguments
 from irattack.commands.composing import Composer, composed, hydra
 from irattack.commands.plans import NotListedError, definitions, load_definition, plan, products
 from irattack.commands.settings import register_resolvers
@@ -18,6 +19,8 @@ from irattack.pipeline.cell import Cell
 from irattack.results import record
 from irattack.results.record import Definition, Record
 from irattack.results.report.build import Entry, Report, render
+
+log = logging.getLogger(__name__)
 
 TAKES = ("benchmark", "output", "weights_dir", "benchmark.data.folder")
 # settings that leave some of a table out
@@ -44,9 +47,14 @@ def missing(benchmark: str, given: list[str], there: set[str]) -> list[Definitio
     for name in sorted(set(definitions()) - there):
         definition = load_definition(name)
         if definition.get("benchmark", benchmark) == benchmark:
-            with contextlib.suppress(NotListedError):
+            try:
                 products(definition, composer)
-                found.append(definition)
+            except NotListedError:
+                continue
+            except REFUSED as error:
+                log.warning("%s is left out: %s", definitions()[name], explain(error))
+                continue
+            found.append(definition)
     return found
 
 

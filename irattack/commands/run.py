@@ -9,11 +9,11 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.composing import called
 from irattack.commands.launch import failures, in_worker
 from irattack.commands.progress import of_table
 from irattack.commands.settings import register_resolvers, without_effect
 from irattack.conf import CONF
-from irattack.errors import InputError
 from irattack.pipeline import devices
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import check_data
@@ -59,12 +59,9 @@ def work(cfg: DictConfig) -> None:
     settings = settings_of(cfg)
     check_data(settings)
     tracking.check(settings.track)
-    chosen = HydraConfig.get().runtime.choices.get("attack")
-    if chosen not in (None, cfg.attack.name):  # results and tables go by the name
-        raise InputError(
-            f"attack={chosen}: its yaml has `name: {cfg.attack.name}`; write `name: {chosen}` "
-            "there."
-        )
+    choices = HydraConfig.get().runtime.choices
+    for group, name in (("attack", cfg.attack.name), ("benchmark", cfg.benchmark.name)):
+        called(group, choices.get(group, name), name)
     cell = Cell(settings)
     level = logging.INFO if of_table() else logging.WARNING  # other cells may well use it
     for name in without_effect(cfg, HydraConfig.get().overrides.task):

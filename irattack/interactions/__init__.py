@@ -66,6 +66,6 @@ def contributions(
     ranged("grid", grid, 2, min(x.shape[-2:]), whole=True)
     ranged("micro_batch", micro_batch, 1, whole=True)
     with classifier(net, x, y) as model:
-        found = cells.contributions(model, x, delta, y.long(), grid, micro_batch)
+        found = cells.contributions(model, x, delta, y.long(), int(grid), int(micro_batch))
     check_finite("logits", found.flatten(1).sum(dim=1))
     return found

@@ -32,8 +32,13 @@ def load(
     Raises:
         InputError: there is no such network, or its weights cannot be used.
     """
+    from pathlib import Path
+
+    from irattack.errors import InputError
     from irattack.models import zoo
 
+    if weights_dir is not None and not Path(weights_dir).is_dir():
+        raise InputError(f"weights_dir={weights_dir}: there is no such folder.")
     return zoo.build(benchmark, name, pretrained, weights_dir).to(device)
 
 

@@ -106,38 +106,30 @@ def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[st
     targets = list(dict.fromkeys(results.target))
     lines: list[list[str]] = []
 
-    def line(label: str, cells: dict[str, str]) -> None:
-        if any(cells.values()):
-            numbers = [float(cells[t].split()[0]) for t in targets if cells.get(t)]
-            sign = "+" if "+" in "".join(cells.values()) else ""
-            mean = f"{sum(numbers) / len(numbers):{sign}.1f}"
-            lines.append(["", label, *(cells.get(target) or "–" for target in targets), mean])
+    def line(label: str, of: pd.DataFrame, column: str, form: str = ".1f") -> None:
+        values = of.dropna(subset=column).set_index("target")
+        if len(values):
+            cells = {target: f"{value:{form}}" for target, value in values[column].items()}
+            if column == "gain":
+                limits = zip(values.index, values.ci_low, values.ci_high, strict=True)
+                cells = {t: f"{cells[t]} [{low:+.1f}, {high:+.1f}]" for t, low, high in limits}
+            mean = f"{values[column].mean():{form}}"
+            lines.append(["", label, *(cells.get(target, "–") for target in targets), mean])
 
     for source, of_source in results.groupby("source", sort=False):
         first = len(lines)
         for attack, group in of_source.groupby("attack", sort=False):
-            percent = dict(zip(group.target, group.success_rate_percent, strict=True))
-            paper = dict(zip(group.target, group.paper_percent, strict=True))
-            line(method_name(attack), {t: f"{value:.1f}" for t, value in percent.items()})
-            printed = {t: "" if pd.isna(v) else f"{v:.1f}" for t, v in paper.items()}
-            line(f"{method_name(str(attack))}, paper", printed)
+            line(method_name(str(attack)), group, "success_rate_percent")
+            line(f"{method_name(str(attack))}, paper", group, "paper_percent")
         gains_of = gain[gain.source == source].groupby(["attack", "over"], sort=False)
         for (ours, over), group in gains_of:
-            found = {
-                row.target: f"{row.gain:+.1f} [{row.ci_low:+.1f}, {row.ci_high:+.1f}]"
-                for row in group.itertuples()
-            }
-            printed = {
-                row.target: "" if pd.isna(row.paper_gain) else f"{row.paper_gain:+.1f}"
-                for row in group.itertuples()
-            }
-            line(f"{method_name(ours)} − {method_name(over)} [95 %]", found)
-            line("gain, paper", printed)
+            line(f"{method_name(ours)} − {method_name(over)} [95 %]", group, "gain", "+.1f")
+            line("gain, paper", group, "paper_gain", "+.1f")
         lines[first][0] = title(str(source))
-    wrong = results.groupby("target", sort=False).clean_error_percent.max()
+    wrong = results.groupby("target", sort=False).clean_error_percent.max().reset_index()
     targeted = results.attack.str.endswith(" targeted").all()
     clean = "clean images, given the class" if targeted else "clean images, wrong"
-    line(clean, {str(t): f"{error:.1f}" for t, error in wrong.items()})
+    line(clean, wrong, "clean_error_percent")
     return [
         [f"{title(norm)} source", "method", *(title(t) for t in targets), "mean"],
         *lines,
