@@ -129,9 +129,10 @@ def test_a_broken_table_hinders_no_other(
     mine.write_text("title: mine\ncells: [{norm: linf, source: few, attack: dim}]\n")
     monkeypatch.setenv(OWN, str(tmp_path))
     register_resolvers()
-    few = {name: path for name, path in plans.definitions().items() if name in ("table4", "mine")}
+    names = ("fig3a", "mine", "table4")
+    few = {name: path for name, path in plans.definitions().items() if name in names}
     monkeypatch.setattr(plans, "definitions", lambda: few)
-    assert list(plans.plans([])) == ["table4"]
+    assert list(plans.plans([])) == ["fig3a", "table4"]
     assert f"{mine} is left out: attack=dim: did you mean" in caplog.text
     with pytest.raises(InputError, match="eps=2: expected a radius"):
         plans.plans(["eps=2"])

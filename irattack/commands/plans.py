@@ -231,7 +231,7 @@ def given_by(overrides: list[str]) -> dict[str, list[str]]:
 def plans(overrides: list[str]) -> dict[str, Plan]:
     """Every table and figure of a benchmark that has cells with these overrides, by name."""
     chosen = benchmark(overrides)
-    found, wrong, composer = dict[str, Plan](), dict[str, InputError](), Composer(overrides)
+    found, wrong, composer = dict[str, Plan](), dict[str, str](), Composer(overrides)
     with hydra():
         for name in sorted(definitions()):
             if load_definition(name).get("benchmark", chosen) == chosen:
@@ -240,9 +240,10 @@ def plans(overrides: list[str]) -> dict[str, Plan]:
                 except UnfitError:
                     continue
                 except REFUSED as error:
-                    wrong[name] = InputError(explain(error))
-    if wrong and not found:
-        raise next(iter(wrong.values()))
+                    wrong[name] = explain(error)
+    if wrong and not found:  # what most say is the fault of the overrides
+        sentences = list(wrong.values())
+        raise InputError(max(sentences, key=sentences.count))
     for name, why in wrong.items():
         log.warning("%s is left out: %s", definitions()[name], why)
     if not found:
