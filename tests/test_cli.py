@@ -332,6 +332,9 @@ def test_a_setting_without_effect_is_named(run: Run) -> None:
     status, out, _ = run("attack=ir", "lam=2", "source=alexnet", *QUICK)
     assert status == 0
     assert "no effect" not in out
+    status, out, _ = run("attack=pgd", "eps=0.9/255", "source=alexnet", *QUICK)
+    assert status == 0
+    assert "eps=0.9/255 is below 1/255: in 8 bits every image stays as it is." in out
 
 
 def test_relaxed_counts_the_images_that_never_reach_tau(run: Run, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import json
 import tomllib
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -139,6 +140,8 @@ def test_fractions() -> None:
     assert number("8/255") == 8 / 255
     assert number(" 2 / 255") == 2 / 255
     assert number("1e-3") == 1e-3
+    assert number("0.9/255") == pytest.approx(0.9 / 255)
+    assert all(np.isnan(number(text)) for text in ("8/", "/255", "1/2/3", "1/0", "a/b", ""))
 
 
 def test_training_writes_weights_and_their_card(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from irattack.pipeline.images import check_data
 from irattack.pipeline.job import do, jobs_of
 from irattack.pipeline.results import Results, rows
 from irattack.pipeline.settings import settings_of
+from irattack.pipeline.values import number
 from irattack.results import tracking
 
 log = logging.getLogger(__name__)
@@ -66,6 +67,8 @@ def work(cfg: DictConfig) -> None:
     level = logging.INFO if of_table() else logging.WARNING  # other cells may well use it
     for name in without_effect(cfg, HydraConfig.get().overrides.task):
         log.log(level, "%s=… has no effect: attack=%s does not use it.", name, cfg.attack.name)
+    if cell.norm == "linf" and number(settings.eps) < 1 / 255 - 1e-6:
+        log.warning("eps=%s is below 1/255: in 8 bits every image stays as it is.", settings.eps)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
     if cfg.precision == "tf32":

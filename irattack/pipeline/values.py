@@ -20,10 +20,15 @@ PRECISIONS = {  # how models compute; images, losses and perturbations are alway
 def number(value: Any) -> float:
     """A number, or a fraction such as 8/255, as a float; not a number where it is neither."""
     try:
-        result = float(Fraction(value.replace(" ", ""))) if isinstance(value, str) else float(value)
+        result = _fraction(value) if isinstance(value, str) else float(value)
     except (TypeError, ValueError, ZeroDivisionError, OverflowError):
         return math.nan
     return math.nan if isinstance(value, bool) else result
+
+
+def _fraction(text: str) -> float:
+    above, slash, below = text.replace(" ", "").partition("/")
+    return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
 
 
 def refuse() -> NoReturn:
