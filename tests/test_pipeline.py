@@ -316,10 +316,15 @@ class Answers(torch.nn.Module):
 
 def answering(monkeypatch: pytest.MonkeyPatch, name: str, logits: torch.Tensor) -> None:
     """One model gives these logits, whatever the image."""
-    real = worker.build
-    monkeypatch.setattr(
-        worker, "build", lambda c, n, *role: Answers(logits) if n == name else real(c, n, *role)
-    )
+    for function in ("build", "target"):
+        real = getattr(worker, function)
+
+        def given(
+            cell: Cell, of: str, *role: Any, real: Callable[..., nn.Module] = real
+        ) -> nn.Module:
+            return Answers(logits) if of == name else real(cell, of, *role)
+
+        monkeypatch.setattr(worker, function, given)
 
 
 def stored(folder: Path) -> list[Path]:

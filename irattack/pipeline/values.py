@@ -27,8 +27,9 @@ def number(value: Any) -> float:
 
 
 def _fraction(text: str) -> float:
-    above, slash, below = text.replace(" ", "").partition("/")
-    return float(Fraction(above) / Fraction(below) if slash else Fraction(above))
+    above, *below = text.replace(" ", "").split("/")
+    (divisor,) = below or ["1"]  # a ValueError if there are more
+    return float(Fraction(above) / Fraction(divisor))
 
 
 def refuse() -> NoReturn:
