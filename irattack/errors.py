@@ -36,7 +36,7 @@ def ranged(
     """
     fits = isinstance(given, Real) and math.isfinite(given) and low <= given <= high
     fits &= not (above and given == low)
-    if not fits or ((whole or odd) and given % 1) or (odd and given % 2 != 1):
+    if not fits or (whole and given % 1) or (odd and given % 2 != 1):
         kind = "an odd number" if odd else "a whole number" if whole else "a number"
         least = f" {'above' if above else 'from'} {low:g}" if low > -math.inf else ""
         most = f" to {high:g}" if high < math.inf else "" if above or not least else " on"

@@ -38,7 +38,7 @@ class MadeWith(BaseModel):
 
     model_config = ConfigDict(strict=True, extra="allow")
     device: str
-    threads: int | None = None  # of a CPU
+    threads: int | None = None
     torch: str
     commit: str
 
