@@ -340,8 +340,8 @@ def test_a_setting_without_effect_is_named(run: Run) -> None:
 def test_relaxed_counts_the_images_that_never_reach_tau(run: Run, tmp_path: Path) -> None:
     options = ["attack=relaxed", "source=alexnet", "benchmark.relaxed.steps=20", *QUICK]
     counts = {}
-    for tau in ("0.05", "50"):
-        status, out, err = run(*options, f"tau={tau}", f"output={tmp_path / tau}")
+    for name, tau in (("tau", "0.05"), ("attack.stop.tau", "50")):
+        status, out, err = run(*options, f"{name}={tau}", f"output={tmp_path / tau}")
         assert status == 0, err
         record = next((tmp_path / tau).rglob("alexnet.json")).read_text()
         counts[tau] = re.search(r'"below_tau": (\d+)', record)

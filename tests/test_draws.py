@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from irattack.attacks import philox
+from irattack.attacks import philox, randomness
 from irattack.attacks.objective import to_pixels
 from irattack.attacks.randomness import Draws, smallest
 
@@ -33,6 +33,20 @@ def test_draws_depend_on_seed_image_step_and_purpose_alone() -> None:
         Draws(0).uniform(ids[::-1], 3, "a", (4,)),
     ]
     assert not any((Draws(0).uniform(ids, 3, "a", (4,)) == other).any() for other in others)
+
+
+@pytest.mark.parametrize("cores", [1, 3, 100])
+def test_draws_do_not_depend_on_the_number_of_cores(
+    cores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    drawn = Draws(0).uniform(names(7), 1, "a", (2,)), noise(Draws(0), 7)
+    monkeypatch.setattr(randomness, "CORES", cores)
+    again = Draws(0).uniform(names(7), 1, "a", (2,)), noise(Draws(0), 7)
+    assert all(map(torch.equal, drawn, again))
+
+
+def noise(draws: Draws, count: int) -> torch.Tensor:
+    return draws.philox(names(count), 1, "noise", (4,), torch.device("cpu"))
 
 
 def test_philox_is_normal_and_depends_on_seed_image_step_and_purpose_alone() -> None:

@@ -12,8 +12,11 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
+from irattack.attacks import precision
 from irattack.attacks.losses import margin
+from irattack.attacks.moves import PatchWise
 from irattack.attacks.norms import Linf
+from irattack.attacks.pieces import GaussianKernel
 from irattack.attacks.precision import set_tf32
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
@@ -161,6 +164,38 @@ def test_convolutions_do_not_run_in_tf32() -> None:
     set_tf32(False)
     assert not torch.backends.cudnn.allow_tf32
     assert not torch.backends.cuda.matmul.allow_tf32
+
+
+@pytest.mark.parametrize("piece", [GaussianKernel(3), PatchWise().around])
+def test_gradients_are_smoothed_in_float32(
+    piece: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen, real = [], precision.F.conv2d
+
+    def conv2d(*given: Any, **more: Any) -> torch.Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return real(*given, **more)
+
+    monkeypatch.setattr(precision.F, "conv2d", conv2d)
+    set_tf32(True)
+    try:
+        piece(torch.rand(1, 3, 8, 8))
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        set_tf32(False)
+    assert seen == [False]
+
+
+def test_a_mean_is_of_the_numbers_not_of_their_digits() -> None:
+    targets = ["a", "b", "c"]
+    results = pd.DataFrame({"target": targets, "success_rate_percent": [0.04, 0.04, 0.14]})
+    facts = {"source": "s", "attack": "pgd", "norm": "linf", "paper_percent": np.nan}
+    results = results.assign(clean_error_percent=0.0, **facts)
+    gains = {"attack": "ir", "over": "pgd", "source": "s", "norm": "linf", "paper_gain": np.nan}
+    gain = pd.DataFrame({"target": targets, "gain": [0.04, 0.04, 0.14]})
+    lines = tables.layout(results, gain.assign(ci_low=-1.0, ci_high=1.0, **gains), "linf")
+    assert lines[1][2:] == ["0.0", "0.0", "0.1", "0.1"]  # of the digits it would be 0.0
+    assert lines[2][2:] == [f"{g} [-1.0, +1.0]" for g in ("+0.0", "+0.0", "+0.1")] + ["+0.1"]
 
 
 def test_gains_are_second_minus_first(tmp_path: Path) -> None:
