@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from irattack.commands import reproduce
+from irattack.commands import plans, reproduce
 from irattack.commands import run as command
 from irattack.commands.cli import one_sentence
 from irattack.conf import CONF, OWN
@@ -348,3 +348,13 @@ def test_relaxed_counts_the_images_that_never_reach_tau(run: Run, tmp_path: Path
         assert re.search(r"alexnet\s+relaxed\s+free", out)
         assert f"of 8 images never reached ‖δ‖₂ = τ = {tau}" in out
     assert [found and int(found[1]) for found in counts.values()] == [0, 8]
+
+
+def test_tables_of_two_folders_have_two_names() -> None:
+    def name(folder: str) -> str:
+        return plans.file_stem("table1", [f"benchmark.data.folder={folder}", "output=x"])
+
+    assert name("/data/a") == "table1-benchmark.data.folder=_data_a" != name("/data/b")
+    long = [name(f"/{'data/' * 50}{last}") for last in "ab"]
+    assert len({*long}) == 2
+    assert all(len(one) < 255 - len("_gain.csv") for one in long)

@@ -246,6 +246,11 @@ def test_folders_that_cannot_be_used(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="none of its 1 images is named as one of the 12 clean"):
         evaluate(one, tmp_path / "else")
     export(one, clean, "clean")  # the same images again are no others
+    with pytest.raises(InputError, match=r"is there already, of other images \(source=None, a"):
+        export(one, clean, "last")
+    (clean / "manifest.json").write_text('{"name": "an app"}')
+    with pytest.raises(InputError, match=r"of other images \(benchmark=None, step=None\), which"):
+        export(one, clean, "clean")
     with pytest.raises(InputError, match=r"\.\./x: a name of an image that leads out of"):
         path_in(tmp_path, "../x")
 

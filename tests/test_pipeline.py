@@ -160,6 +160,11 @@ def test_sgm_facts_are_in_the_key(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert cell(tmp_path, "attack=pgd").key == before["pgd"]
 
 
+def test_tf32_is_refused_where_it_would_be_float32(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="precision=tf32 is of CUDA devices, and device=cpu"):
+        compute.prepare(cell(tmp_path, "attack=pgd", "precision=tf32", "device=cpu").cfg)
+
+
 def test_convolutions_do_not_run_in_tf32() -> None:
     set_tf32(False)
     assert not torch.backends.cudnn.allow_tf32

@@ -21,6 +21,7 @@ from irattack.commands.cli import REFUSED, explain
 from irattack.commands.composing import Composer, benchmark, hydra
 from irattack.conf import yamls
 from irattack.errors import InputError, UnfitError, unknown
+from irattack.hashing import key
 from irattack.models import zoo
 from irattack.models.defences import parted
 from irattack.pipeline.cell import Cell
@@ -33,8 +34,8 @@ log = logging.getLogger(__name__)
 BASIC = ("norm", "source", "attack")
 ELSEWHERE = (  # settings that change where something is computed or kept, not what
     *("output", "track", "device", "threads", "shard", "cache.steps", "weights_dir"),
-    *("benchmark.data.folder", "benchmark.data.ground_truth"),
 )
+LONGEST = 200  # bytes of a stem; file systems allow 255 of a name
 
 
 class NotListedError(UnfitError):
@@ -219,7 +220,8 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
 def file_stem(name: str, overrides: list[str]) -> str:
     """How the files of a table are called: its name, and the settings that change its numbers."""
     kept = given_by(overrides)["kept"]
-    return "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    stem = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
+    return stem if len(stem.encode()) <= LONGEST else f"{name}-{key(stem)}"
 
 
 def given_by(overrides: list[str]) -> dict[str, list[str]]:

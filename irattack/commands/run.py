@@ -71,11 +71,6 @@ def work(cfg: DictConfig) -> None:
         log.warning("eps=%s is below 1/255: in 8 bits every image stays as it is.", settings.eps)
     if not cfg.pretrained:
         log.warning("pretrained=false: the networks are untrained; no success rate means anything.")
-    if cfg.precision == "tf32":
-        from irattack.pipeline.compute import device
-
-        if device(cell.cfg).type != "cuda":
-            log.warning("precision=tf32 has no effect: there is no CUDA device.")
     made = False
     for one in jobs_of(cell):
         missing = one.missing()

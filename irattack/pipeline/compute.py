@@ -26,9 +26,18 @@ _targets: dict[str, nn.Module] = {}
 
 
 def prepare(cfg: Settings) -> None:
-    """Sets what every computation depends on: threads, memory, GPU, precision, no chance."""
+    """Sets what every computation depends on: threads, memory, GPU, precision, no chance.
+
+    Raises:
+        InputError: TF32 where there is none; float32 would be kept as if it were TF32.
+    """
     torch.set_num_threads(cfg.threads)
     where = device(cfg)
+    if cfg.precision == "tf32" and where.type != "cuda":
+        raise InputError(
+            f"precision=tf32 is of CUDA devices, and device={cfg.device} is the CPU here; use "
+            "precision=fp32 or bf16, or a machine with a GPU."
+        )
     if where.type == "cuda":  # also of what names no GPU, such as pinned memory
         torch.cuda.set_device(where)
     else:

@@ -61,7 +61,7 @@ def export(cell: Cell, folder: str | Path, step: str = "last") -> Path:
     """Writes the images of a cell as PNG files, and a manifest; runs the attack if it must.
 
     The manifest is written last, and removed before anything else is written: where it is, all that
-    it lists is there. Images of the same names are replaced.
+    it lists is there. The same images of an earlier export are replaced.
 
     Args:
         cell: the images are all of its images.
@@ -73,7 +73,7 @@ def export(cell: Cell, folder: str | Path, step: str = "last") -> Path:
         The path of the manifest.
 
     Raises:
-        InputError: there is no such step, or the folder has other files.
+        InputError: there is no such step, or the folder has other images, of whatever names.
     """
     root = Path(folder).expanduser()
     check_step(cell, step)
@@ -89,6 +89,7 @@ def export(cell: Cell, folder: str | Path, step: str = "last") -> Path:
         raise InputError(
             f"{folder}: has {len(others)} other images ({some(others)}); give an empty folder."
         )
+    check_earlier(root, facts(cell, step))
     at = places(cell, step, len(images))
     made: list[dict[str, Any]] = []
     if step != "clean":
@@ -136,6 +137,20 @@ def facts(cell: Cell, step: str) -> dict[str, Any]:
         attacked = dict.fromkeys(attacked)
     whole = {"benchmark": cfg.benchmark.name, "size": cfg.benchmark.size, "step": step}
     return whole | attacked | {"commit": provenance()["commit"], "settings": cfg.plain()}
+
+
+def check_earlier(root: Path, new: dict[str, Any]) -> None:
+    """Raises InputError if a folder has the manifest of other images, or of another tool."""
+    if not (root / MANIFEST).exists():
+        return
+    found = files.read_json(root / MANIFEST) or {}
+    deciding = ("benchmark", "source", "attack", "key", "step")
+    if other := [name for name in deciding if found.get(name) != new[name]]:
+        differs = ", ".join(f"{name}={found.get(name)}" for name in other)
+        raise InputError(
+            f"{root / MANIFEST}: is there already, of other images ({differs}), which would be "
+            "replaced; give another folder, or remove that file."
+        )
 
 
 class Aim(BaseModel):
