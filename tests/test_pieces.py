@@ -1,5 +1,6 @@
 """The pieces: their neutral values give the plain attack, and each is what its paper defines."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass, replace
 from itertools import product
@@ -327,6 +328,24 @@ def test_every_number_of_a_piece_is_checked(config: None) -> None:
                         replace(piece, **{field.name: wrong})  # type: ignore[type-var]
                     checked += 1
     assert checked > 40
+
+
+OWN = {
+    "loss: gave () for (9,); expected a tensor of 1 dimensions, with an entry for each of the 9": {
+        "loss": lambda logits, y, rival: F.cross_entropy(logits, y)
+    },
+    "loss: gave (9, 1) for (9,)": {"loss": lambda logits, y, rival: logits.gather(1, y[:, None])},
+    "transform: gave a list for (9, 3, 16, 16)": {"transform": lambda z, random: [z]},
+    "transform: gave (1, 3, 16, 16) for (9, 3, 16, 16)": {"transform": lambda z, random: z[:1]},
+}
+
+
+@pytest.mark.parametrize("sentence", OWN)
+def test_what_a_piece_of_ones_own_gives_is_checked(
+    sentence: str, smooth: nn.Module, images: Tensor
+) -> None:
+    with pytest.raises(InputError, match=f"^{re.escape(sentence)}"):
+        run(Attack(NORMS[0], 1, **OWN[sentence]), smooth, images)  # type: ignore[arg-type]
 
 
 def test_cells_without_a_pixel_are_refused(smooth: nn.Module, images: Tensor) -> None:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from irattack.attacks.losses import strongest_rival
 from irattack.attacks.norms import l2_length
+from irattack.errors import InputError
 
 Value = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 Transform = Callable[[Tensor, Tensor], Tensor]
@@ -134,20 +135,35 @@ def gradient(
             z = seen = z.expand(*shape, *x.shape[1:]).flatten(0, 1).requires_grad_()
             if first.transform is not None and first.draws is not None:
                 seen = first.transform(z, first.draws[images, probes].flatten(0, 1))
+                check_one_each("transform", seen, z)
             logits, label = model(seen), labels[part]
             if first.at_delta:
                 rival[images] = strongest_rival(logits.detach(), label)
-            values = [
-                weight[part] * term.value(logits, label, rivals[part])
-                for weight, term in zip(weights, group, strict=True)
-            ]
-            (g,) = torch.autograd.grad(torch.stack(values).sum(), z)
+            values = [term.value(logits, label, rivals[part]) for term in group]
+            for value in values:
+                check_one_each("loss", value, label)
+            weighted = [weight[part] * value for weight, value in zip(weights, values, strict=True)]
+            (g,) = torch.autograd.grad(torch.stack(weighted).sum(), z)
             g = g.contiguous().unflatten(0, shape)
             if present is not None and not first.moves_all:
                 g = g * present
             # sums of the probes in an order that does not change, which index_add_ has not
             total[images].add_(g.sum(dim=1))
     return total
+
+
+def check_one_each(what: str, found: object, given: Tensor) -> None:
+    """Raises InputError unless a piece gave a tensor with an entry for each image, in their order.
+
+    Args:
+        given: (b, …), what it was given, with as many dimensions as it has to give.
+    """
+    shape = tuple(found.shape) if isinstance(found, Tensor) else f"a {type(found).__name__}"
+    if isinstance(shape, str) or len(shape) != given.ndim or shape[0] != len(given):
+        raise InputError(
+            f"{what}: gave {shape} for {tuple(given.shape)}; expected a "
+            f"tensor of {given.ndim} dimensions, with an entry for each of the {len(given)} images."
+        )
 
 
 def per_probe(of_images: Tensor, probes: int) -> Tensor:
