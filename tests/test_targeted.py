@@ -163,6 +163,7 @@ def test_pgd_reaches_the_wanted_class_on_the_source(tmp_path: Path) -> None:
     assert "pgd-targeted-alexnet" in one.label
     assert set(rows(one).attack) == {"pgd targeted"}
     assert "pgd targeted" in render(rows(one))
+    assert "given the class when clean %" in render(rows(one))
     manifest = export(one, tmp_path / "images")
     assert '"wanted": ' in manifest.read_text()
     again = evaluate(one, tmp_path / "images")

@@ -15,7 +15,7 @@ from irattack.pipeline.cell import Cell, file_name
 from irattack.pipeline.exchange import Evaluation
 from irattack.pipeline.statistics import successes, wilson
 from irattack.pipeline.values import PRECISIONS
-from irattack.results.names import title
+from irattack.results.names import clean_name, title
 
 
 def record(found: Evaluation, target: str) -> dict[str, Any]:
@@ -87,7 +87,7 @@ def remarks(cell: Cell, folder: str | Path, found: Evaluation) -> list[str]:
 def write(cell: Cell, folder: str | Path, found: Evaluation) -> str:
     """Writes outputs/<benchmark>/evaluated/<folder>-<hash>.{csv,md}; returns what to print."""
     rows = [record(found, target) for target in found.margins]
-    lines = [["target", "n", "success % [95 %]", "in the ball % [95 %]", "wrong when clean %"]]
+    lines = [["target", "n", "success % [95 %]", "in the ball % [95 %]", clean_name(cell.targeted)]]
     for row in rows:
         rates = [
             f"{row[f'{name}_percent']:.1f} "

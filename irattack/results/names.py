@@ -70,3 +70,8 @@ def signed(interval: tuple[float, float, float]) -> str:
     """How a table writes a gain and its interval, in points: `+3.1 [-0.4, +6.2]`."""
     value, low, high = interval
     return f"{value:+z.1f} [{low:+z.1f}, {high:+z.1f}]"
+
+
+def clean_name(targeted: bool) -> str:
+    """What heads the rates of clean images that count as success."""
+    return "given the class when clean %" if targeted else "wrong when clean %"

@@ -10,7 +10,7 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.results import arrays, rows
 from irattack.results import headline, paper
 from irattack.results.headline import Claim, Spec
-from irattack.results.names import method_name, title
+from irattack.results.names import clean_name, method_name, title
 from irattack.results.paper import CELL
 from irattack.results.publish import caption, publish
 from irattack.results.record import Definition
@@ -32,7 +32,7 @@ def render(results: pd.DataFrame) -> str:
     names = {
         "success_rate_percent": "success %",
         "ci": "95 % interval",
-        "clean_error_percent": "wrong when clean %",
+        "clean_error_percent": clean_name(results.attack.str.endswith(" targeted").all()),
         "paper_percent": "paper %, its settings",
     }
     shown["ci"] = [f"{a:.1f} to {b:.1f}" for a, b in zip(shown.ci_low, shown.ci_high, strict=True)]
