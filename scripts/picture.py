@@ -35,7 +35,7 @@ def points(tables: list[str]) -> pd.DataFrame:
         gains = gains[(gains.attack == "ir") & (gains.over == "pgd")]
         if number == 0:
             printed = gains.dropna(subset="paper_gain")
-            printed = printed.assign(gain=printed.paper_gain, n=1000)
+            printed = printed.assign(gain=printed.paper_gain, n=None)  # n: not said
             parts.append(printed.drop(columns=["ci_low", "ci_high"]).assign(where=PAPER))
         parts.append(gains.assign(where=name))
     return pd.concat(parts)[COLUMNS]
