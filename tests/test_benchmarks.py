@@ -134,5 +134,31 @@ def test_a_broken_table_hinders_no_other(
     monkeypatch.setattr(plans, "definitions", lambda: few)
     assert list(plans.plans([])) == ["fig3a", "table4"]
     assert f"{mine} is left out: attack=dim: did you mean" in caplog.text
+    with pytest.raises(InputError, match=f"^{mine}: attack=dim: did you mean"):
+        plans.plans([], strict=True)  # to clean up: what it needs would be removed
     with pytest.raises(InputError, match="eps=2: expected a radius"):
         plans.plans(["eps=2"])
+
+
+@pytest.mark.parametrize("wrong", ["lamm: [1, 2]", "attack.accumulate.mu: [0.9]"])
+def test_a_table_with_a_setting_that_there_is_not(
+    wrong: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = tmp_path / "table/mine.yaml"
+    mine.parent.mkdir()
+    mine.write_text(f"title: mine\ncells: [{{norm: linf, source: few, attack: pgd, {wrong}}}]\n")
+    monkeypatch.setenv(OWN, str(tmp_path))
+    register_resolvers()
+    name = wrong.split(":")[0]
+    sentence = f"^{name}=…: no such setting with norm=linf attack=pgd"
+    with composing.hydra(), pytest.raises(InputError, match=sentence):
+        plans.plan("mine", [])
+
+
+def test_a_cell_of_two_legs_is_attacked_once() -> None:
+    register_resolvers()
+    with composing.hydra():
+        chosen = plans.plan("evidence", ["source=alexnet"]).chosen
+    names = [cell.method for cell, _ in chosen]
+    once = [cell.method for cell, _ in plans.once(chosen)]
+    assert [name for name in names if name not in once] == ["ir lam=2"]

@@ -27,11 +27,12 @@ from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.codec import read_frames
 from irattack.pipeline.exchange import evaluate, export
-from irattack.pipeline.images import images_of
+from irattack.pipeline.images import Choice, images_of
 from irattack.pipeline.job import ensure
 from irattack.pipeline.results import Results, arrays, cards
 from irattack.pipeline.statistics import chosen_steps, wilson
-from irattack.pipeline.steps import of_shard
+from irattack.pipeline.steps import frames_at, of_shard
+from irattack.pipeline.worker import Worker
 from irattack.results.evaluated import record
 
 QUICK = ["images=12", "steps=3", "samples=2", "targets=[vgg16]", "threads=1", "block=8"]
@@ -112,6 +113,22 @@ def test_a_step_that_was_not_kept_is_attacked_again(tmp_path: Path) -> None:
     ensure(Results(other))
     names = list(images_of(other).ids)
     np.testing.assert_array_equal(opened(tmp_path / "images", names), cached(other)[1])
+
+
+def test_steps_that_another_process_needs_stay(tmp_path: Path) -> None:
+    one = cell(tmp_path, "cache.steps=none")
+    ensure(Choice(one))
+    worker = Worker(one)
+    shard = one.shards(worker.images)[0]
+    frames, _ = worker.frames(shard, [2], all_steps=True)
+    export(one, tmp_path / "images", "2")  # keeps the second and the last
+    every = list(frames)
+    card = of_shard(one, shard).card()
+    assert card is not None
+    assert card.kept == [1, 2]
+    of_shard(one, shard).remove()
+    second = np.full(len(shard.images), 1)
+    np.testing.assert_array_equal(frames_at(one, shard, second), every[1])
 
 
 @pytest.fixture
@@ -249,7 +266,9 @@ def test_folders_that_cannot_be_used(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is there already, of other images \(source=None, a"):
         export(one, clean, "last")
     (clean / "manifest.json").write_text('{"name": "an app"}')
-    with pytest.raises(InputError, match=r"of other images \(benchmark=None, step=None\), which"):
+    with pytest.raises(
+        InputError, match=r"images \(benchmark=None, size=None, step=None\)"
+    ):
         export(one, clean, "clean")
     with pytest.raises(InputError, match=r"\.\./x: a name of an image that leads out of"):
         path_in(tmp_path, "../x")

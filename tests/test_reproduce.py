@@ -24,12 +24,13 @@ from irattack.interactions import proofs
 from irattack.models import zoo
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.images import images_of
-from irattack.pipeline.job import ensure, jobs_of
+from irattack.pipeline.job import ensure, job_of, jobs_of
 from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import Results, arrays, transfer_utility
+from irattack.pipeline.settings import settings_of
 from irattack.pipeline.sources import Proofs
 from irattack.pipeline.steps import last_frame
-from irattack.results import plotting
+from irattack.results import figures_success, plotting, tuned
 from irattack.results.claims import interaction_record
 
 SMALL = [
@@ -280,3 +281,25 @@ def test_a_legend_keeps_within_a_narrow_figure() -> None:
     assert extent.x1 <= figure.bbox.width
     assert extent.y1 <= axes[0].get_tightbbox().y0 + 1  # nor does it cover the axis
     plotting.plt.close(figure)
+
+
+def test_curves_are_of_the_recorded_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    margins = np.full((4, 2), -1.0)
+    margins[1] = 1
+    monkeypatch.setattr(figures_success, "arrays", lambda cell, target: {"margins": margins})
+    settings.register_resolvers()
+    with composing.hydra():
+        cfg = composing.composed(["attack=pgdlong", "steps=4", "targets=[vgg16]"])
+    data = figures_success.curves([Cell(settings_of(cfg))])
+    assert data.step.tolist() == [17, 34, 51, 68]
+    assert set(data.chosen_step) == {34}
+
+
+def test_a_table_of_tuned_attacks_says_what_it_lacks() -> None:
+    settings.register_resolvers()
+    with composing.hydra():
+        one = plans.plan("tuned", ["attack=pgd", "source=resnet34", "norm=linf"])
+    with pytest.raises(InputError, match=r"^tuned: compares with attack=ir, and has none from"):
+        tuned.tuned("tuned", one.definition, one.cells)
+    with pytest.raises(InputError, match="Contributions is not among them, which what is made of"):
+        job_of(one.cells[0], Contributions)

@@ -294,3 +294,12 @@ def test_statistics_start_without_torch_or_scipy() -> None:
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+def test_rates_have_no_interval_below_zero() -> None:
+    never, seldom = np.zeros((20, 128), bool), np.zeros((3, 128), bool)
+    seldom[:, :2] = True
+    mean, (first, second) = statistics.mean_rate([never, seldom])
+    assert first == pytest.approx(statistics.rate(never))
+    assert second == pytest.approx(statistics.rate(seldom))
+    assert 0 < mean[1] < mean[0] == 100 / 128

@@ -95,10 +95,19 @@ class Composer:
             self.composed[groups] = cfg, OmegaConf.to_container(cfg)
         cfg, raw = self.composed[groups]
         values = {name: value for name, value in choice.items() if not is_group(name)}
+        before = {}
+        for name in values:
+            try:
+                before[name] = reduce(getitem, name.split("."), raw)
+            except (LookupError, TypeError):
+                raise InputError(
+                    f"{name}=…: no such setting with {' '.join(groups)}; `irattack --cfg job "
+                    f"{' '.join(groups)}` lists them."
+                ) from None
         try:
             for name, value in values.items():
                 OmegaConf.update(cfg, name, value)
             return settings_of(cfg)
         finally:  # a copy of the configuration for each cell would take longer than all the rest
-            for name in values:
-                OmegaConf.update(cfg, name, reduce(getitem, name.split("."), raw))
+            for name, value in before.items():
+                OmegaConf.update(cfg, name, value)

@@ -33,7 +33,7 @@ log = logging.getLogger(__name__)
 
 BASIC = ("norm", "source", "attack")
 ELSEWHERE = (  # settings that change where something is computed or kept, not what
-    *("output", "track", "device", "threads", "shard", "cache.steps", "weights_dir"),
+    *("output", "track", "device", "threads", "shard", "cache.steps"),
 )
 LONGEST = 200  # bytes of a stem; file systems allow 255 of a name
 
@@ -217,6 +217,14 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
     return Plan(called, definition, chosen, overrides)
 
 
+def once(chosen: Sequence[tuple[Cell, dict[str, Any]]]) -> list[tuple[Cell, dict[str, Any]]]:
+    """Each cell once; two rows of a table may be of the same settings."""
+    found: dict[str, tuple[Cell, dict[str, Any]]] = {}
+    for cell, choice in chosen:
+        found.setdefault(key(cell.cfg.plain()), (cell, choice))
+    return [*found.values()]
+
+
 def file_stem(name: str, overrides: list[str]) -> str:
     """How the files of a table are called: its name, and the settings that change its numbers."""
     kept = given_by(overrides)["kept"]
@@ -230,8 +238,11 @@ def given_by(overrides: list[str]) -> dict[str, list[str]]:
     return {"overrides": list(overrides), "kept": kept}
 
 
-def plans(overrides: list[str]) -> dict[str, Plan]:
-    """Every table and figure of a benchmark that has cells with these overrides, by name."""
+def plans(overrides: list[str], strict: bool = False) -> dict[str, Plan]:
+    """Every table and figure of a benchmark that has cells with these overrides, by name.
+
+    One that is itself wrong is left out with a warning; if `strict`, nothing is done instead.
+    """
     chosen = benchmark(overrides)
     found, wrong, composer = dict[str, Plan](), dict[str, str](), Composer(overrides)
     with hydra():
@@ -246,6 +257,8 @@ def plans(overrides: list[str]) -> dict[str, Plan]:
     if wrong and not found:  # what most say is the fault of the overrides
         sentences = list(wrong.values())
         raise InputError(max(sentences, key=sentences.count))
+    if wrong and strict:
+        raise InputError(f"{definitions()[next(iter(wrong))]}: {next(iter(wrong.values()))}")
     for name, why in wrong.items():
         log.warning("%s is left out: %s", definitions()[name], why)
     if not found:

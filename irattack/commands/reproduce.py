@@ -13,7 +13,7 @@ from hydra.utils import get_method
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import hydra
 from irattack.commands.launch import as_sweep, divided, failures, of_launcher
-from irattack.commands.plans import Plan, definitions, plan
+from irattack.commands.plans import Plan, definitions, once, plan
 from irattack.commands.progress import Progress
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError, unknown
@@ -64,7 +64,7 @@ def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[st
                 return submission.wait()
     from irattack.commands.run import job
 
-    if choices := [chosen[i][1] for i in progress.waiting]:
+    if choices := [choice for _, choice in once([chosen[i] for i in progress.waiting])]:
         sys.argv = ["irattack", "-m", as_sweep(choices), *overrides]
         with progress.shown(), failures():
             job()

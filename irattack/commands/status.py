@@ -136,15 +136,15 @@ def cleaned(tables: dict[str, Plan]) -> str:
     return f"{names}Removed {len(doomed)} of {root}, {freed / 1e6:.1f} MB."
 
 
-def main(work: Callable[[dict[str, Plan]], str] = status) -> None:
+def main(work: Callable[[dict[str, Plan]], str] = status, strict: bool = False) -> None:
     """Prints the status."""
     tidy_arguments()
     register_resolvers()
     with one_sentence():
         given = [word for word in sys.argv[1:] if word[0] != "-"]
-        print(f"With {' '.join(given) or 'the default settings'}:\n\n{work(plans(given))}")
+        print(f"With {' '.join(given) or 'the default settings'}:\n\n{work(plans(given, strict))}")
 
 
 def clean() -> None:
-    """Removes what no table needs."""
-    main(cleaned)
+    """Removes what no table needs; nothing where it cannot be read what one needs."""
+    main(cleaned, strict=True)

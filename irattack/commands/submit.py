@@ -23,7 +23,7 @@ from irattack.commands import queue, reproduce
 from irattack.commands.cli import one_sentence
 from irattack.commands.composing import composed, hydra
 from irattack.commands.launch import EVERY_S, as_sweep, failures, of_slurm, ready_for_slurm
-from irattack.commands.plans import Plan
+from irattack.commands.plans import Plan, once
 from irattack.errors import InputError
 from irattack.pipeline import files
 from irattack.pipeline.cell import Cell
@@ -99,7 +99,7 @@ class Submission:
         from irattack.commands.run import job
 
         choices, promises, earlier = [], [], dict[queue.Task, None]()
-        for cell, choice in chosen:
+        for cell, choice in once(chosen):
             wanted = queue.promised(cell)
             tasks = queue.makers(wanted, queued)
             if tasks is None:

@@ -6,6 +6,7 @@ and a checksum of itself. So a thing is whole or absent, and is never trusted wh
 of other facts, or not what its schema says.
 """
 
+import hashlib
 import json
 import logging
 import platform
@@ -133,7 +134,7 @@ class Artifact(Generic[C]):
         if payload is not None:
             content = payload if isinstance(payload, bytes) else to_bytes(payload)
             files.write_bytes(self.path, content)
-            digest = sha256(self.path)
+            digest = hashlib.sha256(content).hexdigest()  # another may lie there
         card = self.schema.model_validate({"facts": self.facts, **says}).model_dump()
         card = json.loads(json.dumps(card)) | {"sha256": digest}
         files.write_json(self.card_path, card | {"checksum": key(card)}, once)

@@ -203,7 +203,7 @@ class Best(Job):
             "targets": {name: cell.identity(name) for name in cell.targets},
             "coordinates": self.coordinates,
             "validation": cell.cfg.benchmark.validation,
-            "images": self.held_out,
+            "images": self.trial({}).cell.images_facts,
         }
 
     @property

@@ -144,7 +144,7 @@ def check_earlier(root: Path, new: dict[str, Any]) -> None:
     if not (root / MANIFEST).exists():
         return
     found = files.read_json(root / MANIFEST) or {}
-    deciding = ("benchmark", "source", "attack", "key", "step")
+    deciding = ("benchmark", "size", "source", "attack", "key", "step", "target")
     if other := [name for name in deciding if found.get(name) != new[name]]:
         differs = ", ".join(f"{name}={found.get(name)}" for name in other)
         raise InputError(

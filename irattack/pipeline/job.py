@@ -90,8 +90,18 @@ def jobs_of(cell: Cell) -> list[Job]:
 
 
 def job_of(cell: Cell, kind: type[J]) -> J:
-    """The job of this kind that is measured of a cell."""
-    return next(job for job in jobs_of(cell) if isinstance(job, kind))
+    """The job of this kind that is measured of a cell.
+
+    Raises:
+        InputError: there is none.
+    """
+    for job in jobs_of(cell):
+        if isinstance(job, kind):
+            return job
+    raise InputError(
+        f"jobs: {kind.__module__}.{kind.__name__} is not among them, which what is made of "
+        f"{cell.title} needs; add it."
+    )
 
 
 def ensure(job: Job) -> list[str]:

@@ -144,7 +144,7 @@ class Strength(OfAttack):
         delta = worker.last_delta(shard)
         alone = [Term(by_name(cfg.loss), torch.ones_like(delta[:, 0, 0, 0]))]
         # after the last step, so that the sets are no step's
-        term = Interaction(**self.term).terms(delta, ids, cfg.steps + 1, worker.draws)
+        term = Interaction(**self.term).terms(delta, ids, worker.attack.steps + 1, worker.draws)
         loss, interaction = (
             gradient(worker.source, x, delta, y, part, worker.micro_batch) for part in (alone, term)
         )

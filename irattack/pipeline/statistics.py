@@ -242,6 +242,17 @@ def mean_gain(
     Raises:
         InputError: the attacks are not of the same images, or a pair has no image that counts.
     """
+    return _means(pairs, rule, seed, counted, interval_of_scores)
+
+
+def _means(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    rule: Rule | tuple[Rule, Rule],
+    seed: int,
+    counted: Sequence[np.ndarray] | None,
+    interval: Callable[[float, float, float], tuple[float, float]],
+) -> tuple[Interval, list[Interval]]:
+    """`mean_gain`, with an interval from the sum of n scores and of their squares."""
     n = pairs[0][0].shape[1]
     for other in {success.shape[1] for pair in pairs for success in pair} - {n}:
         raise InputError(f"gain: {n} images and {other}; expected the same images.")
@@ -259,13 +270,13 @@ def mean_gain(
         own, drawn = (
             first(a, c).astype(np.int8) - second(b, c) for c in (whole[:, part], drawn_part)
         )
-        each.append(_of_scores(own, drawn, drawn_part))
+        each.append(_of_scores(own, drawn, drawn_part, interval))
         mean, weight = own.mean(), score[:, used].size / own.size
         for total, scored in (score, own), (scores, drawn):
             total += mean  # and no more for an image that does not count
             total[:, part] += (scored - mean) * weight
     score, scores, copies = (drawn[:, used] for drawn in (score, scores, copies))
-    return _of_scores(score / len(pairs), scores / len(pairs), copies), each
+    return _of_scores(score / len(pairs), scores / len(pairs), copies, interval), each
 
 
 def mean_rate(
@@ -276,18 +287,25 @@ def mean_rate(
 ) -> tuple[Interval, list[Interval]]:
     """The mean of several rates of one attack, and each of them, in percent, as `mean_gain`.
 
-    They are gains over an attack that never succeeds.
+    They are gains over an attack that never succeeds, with Wilson's intervals, in which scores from
+    0 to 1 vary no more than successes of the same mean do.
 
     Args:
         rates: (T, N) bool each, all on the same images.
     """
-    return mean_gain([(own, np.zeros_like(own)) for own in rates], rule, seed, counted)
+    pairs = [(own, np.zeros_like(own)) for own in rates]
+    return _means(pairs, rule, seed, counted, lambda total, squares, n: wilson(total, n))
 
 
-def _of_scores(score: np.ndarray, scores: np.ndarray, copies: np.ndarray) -> Interval:
+def _of_scores(
+    score: np.ndarray,
+    scores: np.ndarray,
+    copies: np.ndarray,
+    interval: Callable[[float, float, float], tuple[float, float]],
+) -> Interval:
     """The mean of (1, N) scores in percent, by how (R, N) vary over resamples."""
     n, d = score.size, design_effect(scores - score.mean(), copies)
-    low, high = interval_of_scores(score.sum() / d, (score.astype(float) ** 2).sum() / d, n / d)
+    low, high = interval(score.sum() / d, (score.astype(float) ** 2).sum() / d, n / d)
     return 100 * float(score.sum()) / n, 100 * low, 100 * high
 
 

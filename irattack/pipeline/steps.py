@@ -11,7 +11,7 @@ from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell, Shard
 from irattack.pipeline.images import Choice, images_of, listing
-from irattack.pipeline.job import Job
+from irattack.pipeline.job import Job, ensure
 
 
 class StepsCard(Card):
@@ -117,14 +117,17 @@ def frames_at(cell: Cell, shard: Shard, places: np.ndarray) -> np.ndarray:
     """The adversarial images of a shard, each at a step of its own, (B, C, H, W) uint8.
 
     Args:
-        places: (B,) positions of steps that are on the disk.
+        places: (B,) positions of steps that `LastStep` has put on the disk; where another process
+            has replaced them since, they are made anew.
     """
     from irattack.pipeline.codec import read_frames
 
-    steps = of_shard(cell, shard)
+    steps, wanted = of_shard(cell, shard), {*places.tolist()}
     card = steps.card()
+    if card is None or not wanted <= {*card.kept}:
+        ensure(LastStep(cell, also=tuple(sorted(wanted))))
+        card = steps.card()
     assert card is not None, f"{steps.path}: LastStep comes first"
-    assert {*places.tolist()} <= {*card.kept}, f"{steps.path}: LastStep comes first"
     clean = shard.images.pixels
     found = np.empty_like(clean)
     for step, frame in zip(card.kept, read_frames(steps.path, clean, len(card.kept)), strict=True):

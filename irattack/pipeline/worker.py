@@ -242,10 +242,14 @@ class Worker:
         config = OmegaConf.to_yaml(OmegaConf.create(cell.cfg.plain()))
         files.write_text(steps.path.parent / "config.yaml", config)
         says = self.made() | {"below_tau": None}
-        fresh = self.attacked(shard, says)
-        return kept_frames(
-            pixels, fresh, keep, lambda payload: steps.keep(payload, kept=keep, **says)
-        ), says
+
+        def kept(payload: bytes) -> None:
+            with files.locked(steps.path.with_name(f".{steps.path.name}.lock")):
+                there = steps.card()  # of another process, which may need steps that are not here
+                if there is None or {*there.kept} <= {*keep}:
+                    steps.keep(payload, kept=keep, **says)
+
+        return kept_frames(pixels, self.attacked(shard, says), keep, kept), says
 
     def attacked(self, shard: Shard, says: dict[str, Any]) -> Iterator[np.ndarray]:
         """Runs the attack on a shard: the frame of each recorded step.

@@ -14,10 +14,11 @@ import seaborn as sns
 from irattack.errors import InputError
 from irattack.interactions.averages import average
 from irattack.pipeline import statistics
-from irattack.pipeline.cell import Cell
+from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.job import job_of
 from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import arrays, rows, transfer_utility
+from irattack.pipeline.values import number
 from irattack.results.names import method_name, title
 from irattack.results.plotting import MARKERS, Definition, legend_below, panels, save
 
@@ -105,7 +106,7 @@ def same_family(source: str, target: str) -> bool:
 
 def fig3a(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Success rate of IR against λ, a line for each target."""
-    data = pd.concat([rows(c).assign(lam=float(c.cfg.lam)) for c in cells])
+    data = pd.concat([rows(c).assign(lam=number(c.cfg.lam)) for c in cells])
     sources = list(data.source.unique())
     figure, axes = panels(len(sources), 2, width=3.4, height=2.4)
     colours = sns.color_palette("colorblind")
@@ -138,12 +139,12 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
     """Success rate (%) of every cell, target and step, and the steps chosen by leave-one-out."""
     records = []
     for cell in cells:
+        steps = list(attack_of(cell).recorded)
         for target in cell.targets:
             margins = arrays(cell, target)["margins"]
-            first = int(cell.steps_facts["attack"]["record"] == "after")
-            chosen = statistics.chosen_steps(statistics.successes(margins)) + first
-            usual = int(np.bincount(chosen).argmax())
-            for step, percent in enumerate(100 * (margins > 0).mean(axis=1), start=first):
+            chosen = statistics.chosen_steps(statistics.successes(margins))
+            usual = steps[int(np.bincount(chosen).argmax())]
+            for step, percent in zip(steps, 100 * (margins > 0).mean(axis=1), strict=True):
                 where = (cell.cfg.source, cell.method, target, len(chosen), step, percent)
                 records.append((*where, usual))
     columns = ["source", "attack", "target", "n", "step", "success_rate_percent", "chosen_step"]

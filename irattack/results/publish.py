@@ -54,7 +54,7 @@ def caption(cells: Sequence[Cell], success: str = CHOSEN) -> str:
     untrained = "" if cfg.pretrained else "UNTRAINED NETWORKS, "
     return (
         f"{untrained}benchmark={cfg.benchmark.name}{split}, "
-        f"protocol={values(cells, 'protocol.name')}, n={results[0].n} images, {settings}; "
+        f"protocol={values(cells, 'protocol.name')}, n={cfg.images} images, {settings}; "
         f"{precision}, {devices}, torch {versions}, commit "
         f"{commits}. start=auto is zero with an interaction term and random without. "
         f"{WANTED if targeted else ''}{success}{clean_errors(results, targeted)}"

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 
+from irattack.errors import InputError
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.choosing import Best, Setting
 from irattack.pipeline.job import job_of
@@ -29,6 +30,12 @@ def tuned(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
 
     The tuned attack of `against` is what the tuned others are compared with.
     """
+    with_it = {(c.cfg.source, c.norm) for c in cells if c.method == definition["against"]}
+    for source, norm in sorted({(c.cfg.source, c.norm) for c in cells} - with_it):
+        raise InputError(
+            f"{name}: compares with attack={definition['against']}, and has none from {source} in "
+            f"{norm}; add it to attack=."
+        )
     best = {}
     for cell in cells:
         card = job_of(cell, Best).artifact().card()
