@@ -266,9 +266,7 @@ def test_folders_that_cannot_be_used(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is there already, of other images \(source=None, a"):
         export(one, clean, "last")
     (clean / "manifest.json").write_text('{"name": "an app"}')
-    with pytest.raises(
-        InputError, match=r"images \(benchmark=None, size=None, step=None\)"
-    ):
+    with pytest.raises(InputError, match=r"images \(benchmark=None, size=None, step=None\)"):
         export(one, clean, "clean")
     with pytest.raises(InputError, match=r"\.\./x: a name of an image that leads out of"):
         path_in(tmp_path, "../x")

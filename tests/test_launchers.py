@@ -83,7 +83,7 @@ def test_two_processes_make_the_same_files(
         assert path.read_text().count("starts") == 1
 
     # The disk decides: a result that is gone is named, the rest is not run again.
-    (gone,) = (together / "photos/results").glob("ir-resnet34-l2-*/vgg16.json")
+    (gone,) = (together / "photos/results").glob("ir-resnet34-l2-*/vgg16-*.json")
     gone.unlink()
     shutil.rmtree(together / "photos/tables")
     status, out, err = make(together, aggregate=True)

@@ -70,7 +70,7 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     cell = ["attack=ir", "source=resnet34", "targets=secured", *TINY]
     out = run(installed, tmp_path, *cell)
     assert out.count("resnet34") == 3
-    card = json.loads(next(tmp_path.glob("outputs/photos/results/*/*_ens3.json")).read_text())
+    card = json.loads(next(tmp_path.glob("outputs/photos/results/*/*_ens3-*.json")).read_text())
     assert card["made_with"]["commit"] == "unknown (version 0.1.0 as installed)"
     register_resolvers()
     with hydra():

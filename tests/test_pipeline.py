@@ -514,3 +514,14 @@ def test_interrupted_interactions_continue_after_the_last_shard(
     assert seen == [0, 1, 1]
     assert job.values()["contributions"].shape == (12, 4, 4)
     assert not job.parts(job.kind)
+
+
+def test_results_of_other_weights_of_a_target_lie_beside_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = Results(cell(tmp_path, "attack=pgd"))
+    before = one.artifact("vgg16").path
+    real = Cell.identity
+    monkeypatch.setattr(Cell, "identity", lambda self, name: {**real(self, name), "weights": "b"})
+    assert one.artifact("vgg16").path != before
+    assert one.artifact("vgg16").path.name.startswith("vgg16-")

@@ -198,14 +198,14 @@ DAMAGES = {
     "shard foreign": ("steps/*/0000.json", of_another_cell),
     "shard's card unreadable": ("steps/*/0000.json", unreadable),
     "shard's card flipped": ("steps/*/0000.json", flip),
-    "part flipped": ("results/*/parts/0000-vgg16.safetensors", flip),
-    "part truncated": ("results/*/parts/0000-vgg16.safetensors", truncate),
-    "part's card deleted": ("results/*/parts/0000-vgg16.json", lose),
-    "margins flipped": ("results/*/vgg16.safetensors", flip),
-    "margins truncated": ("results/*/alexnet.safetensors", truncate),
-    "result of another configuration": ("results/*/vgg16.json", of_another_cell),
-    "result unreadable": ("results/*/vgg16.json", unreadable),
-    "result changed": ("results/*/vgg16.json", other_number),
+    "part flipped": ("results/*/parts/0000-vgg16-*.safetensors", flip),
+    "part truncated": ("results/*/parts/0000-vgg16-*.safetensors", truncate),
+    "part's card deleted": ("results/*/parts/0000-vgg16-*.json", lose),
+    "margins flipped": ("results/*/vgg16-*.safetensors", flip),
+    "margins truncated": ("results/*/alexnet-*.safetensors", truncate),
+    "result of another configuration": ("results/*/vgg16-*.json", of_another_cell),
+    "result unreadable": ("results/*/vgg16-*.json", unreadable),
+    "result changed": ("results/*/vgg16-*.json", other_number),
     "manifest unreadable": ("images/*.json", unreadable),
 }
 
@@ -487,7 +487,7 @@ def test_cleaning_removes_what_no_table_needs(
     for name in ("steps", "results", "images", "tables"):
         (outputs / name / f".x.json.{'0' * 32}").touch()
     (foreign.steps_folder / f".x.b2.{'0' * 32}").touch()
-    part = next((half / results(cell)).glob("parts/*vgg16.json"))
+    part = next((half / results(cell)).glob("parts/*vgg16-*.json"))
     (results(cell) / "parts" / part.name).write_text("")  # of a merged target
     outside = tmp_path / "outside"
     shutil.copytree(half, outside)
@@ -565,7 +565,7 @@ CARDS: dict[str, list[Card]] = {
         {"sha256": 3},
         {"another": 1},
     ],
-    "results/*/vgg16.json": [
+    "results/*/vgg16-*.json": [
         *({name: "x"} for name in ("n", "success_rate_percent", "below_tau", "mean_l2")),
         *each("attacked_with", 3, "x", [3], ["../../x"], [{}], "LEFT OUT"),
         *each("made_with", None, {"torch": 3}),
@@ -584,7 +584,7 @@ def test_forged_cards(
     """The facts of one cell are asked for again and again; what was forged is named."""
     folder = at(done)
     cell = forked.plan({}, only=0).cells[0]
-    path = one(folder, pattern.replace("*", cell.label))
+    path = one(folder, pattern.replace("*", cell.label, 1))
     shard = cell.shards(images_of(cell))[0]
     hands = worker.Worker(cell)
     hands.attacked = lambda *_: (1 // 0 for _ in "x")  # type: ignore
@@ -592,7 +592,7 @@ def test_forged_cards(
 
     def is_used() -> bool:
         caplog.clear()
-        if path.name == "vgg16.json":
+        if path.name.startswith("vgg16-"):
             return "vgg16" not in Results(cell).missing()
         try:
             return bool(next(hands.frames(shard, range(3), all_steps=True)[0]).size)
@@ -619,7 +619,7 @@ def test_forged_cards(
     assert tables(folder) == tables(done)
 
 
-@pytest.mark.parametrize("pattern", ["steps/*/0000.b2", "results/*/vgg16.safetensors"])
+@pytest.mark.parametrize("pattern", ["steps/*/0000.b2", "results/*/vgg16-*.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"x" * 99, b"\xff" * 5000])
 def test_forged_files_with_a_right_checksum(
     pattern: str,
@@ -631,7 +631,7 @@ def test_forged_files_with_a_right_checksum(
 ) -> None:
     folder = at(done)
     cell = forked.plan({}, only=0).cells[0]
-    path = one(folder, pattern.replace("*", cell.label))
+    path = one(folder, pattern.replace("*", cell.label, 1))
     path.write_bytes(content)
     change(path.with_suffix(".json"), sha256=sha256(path))
     if path.suffix == ".safetensors":

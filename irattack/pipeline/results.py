@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from irattack.hashing import key
 from irattack.pipeline import statistics
 from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name
@@ -91,9 +92,10 @@ class Results(ByShards):
     def whole(self, name: str) -> tuple[Path, dict[str, Any], type[Card]]:
         """The result on a target."""
         cell = self.cell
-        path = cell.root / "results" / cell.label / f"{file_name(name)}.safetensors"
-        facts = {"format": FORMAT, "key": cell.key, "target": cell.identity(name)}
-        return path, facts | {"steps": cell.recorded}, Result
+        target = cell.identity(name)
+        file = f"{file_name(name)}-{key(target)}.safetensors"  # of other weights another
+        facts = {"format": FORMAT, "key": cell.key, "target": target, "steps": cell.recorded}
+        return cell.root / "results" / cell.label / file, facts, Result
 
     def shapes(self, name: str, images: int) -> Shapes:
         """Of the four arrays."""
