@@ -1,11 +1,13 @@
 """The step cache: lossless, checksummed, and never half there."""
 
+import errno
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from irattack.errors import InputError
+from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact
 from irattack.pipeline.codec import kept_frames, read_frames, unzigzag, zigzag
 from irattack.pipeline.steps import StepsCard
@@ -108,3 +110,15 @@ def test_an_interrupted_shard_leaves_nothing(tmp_path: Path, walk: tuple) -> Non
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "0000.b2", (clean, interrupted()), range(2))
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_system_without_locks_keeps_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(files.fcntl, "flock", flock)
+    with files.locked(tmp_path / "lock"):
+        files.write_text(tmp_path / "there", "")
+    assert (tmp_path / "there").is_file()

@@ -1,6 +1,7 @@
 """Files that are either whole or absent."""
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -32,10 +33,17 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def locked(path: Path) -> Iterator[None]:
-    """Waits until no other process is in here with this path, a file made for the purpose."""
+    """Waits until no other process is in here with this path, a file made for the purpose.
+
+    A file system without locks, such as Lustre without `-o flock`, lets all of them in.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
+                raise
         yield
 
 
