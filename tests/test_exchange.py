@@ -126,9 +126,18 @@ def test_steps_that_another_process_needs_stay(tmp_path: Path) -> None:
     card = of_shard(one, shard).card()
     assert card is not None
     assert card.kept == [1, 2]
-    of_shard(one, shard).remove()
     second = np.full(len(shard.images), 1)
     np.testing.assert_array_equal(frames_at(one, shard, second), every[1])
+
+
+def test_steps_that_another_process_has_replaced_are_made_anew(tmp_path: Path) -> None:
+    one = cell(tmp_path, "cache.steps=none")
+    export(one, tmp_path / "images", "last")
+    shard = one.shards(images_of(one))[0]
+    frame = frames_at(one, shard, np.full(len(shard.images), 1))
+    other = cell(tmp_path / "other")
+    ensure(Results(other))
+    np.testing.assert_array_equal(frame, cached(other)[1, : len(frame)])
 
 
 @pytest.fixture
@@ -266,7 +275,7 @@ def test_folders_that_cannot_be_used(clean: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"is there already, of other images \(source=None, a"):
         export(one, clean, "last")
     (clean / "manifest.json").write_text('{"name": "an app"}')
-    with pytest.raises(InputError, match=r"images \(benchmark=None, size=None, step=None\)"):
+    with pytest.raises(InputError, match="is there already, and is of no export; it"):
         export(one, clean, "clean")
     with pytest.raises(InputError, match=r"\.\./x: a name of an image that leads out of"):
         path_in(tmp_path, "../x")

@@ -296,6 +296,15 @@ def test_statistics_start_without_torch_or_scipy() -> None:
     assert run.stdout.strip() == "set()"
 
 
+def test_mean_rates_of_few_images_have_wide_intervals() -> None:
+    """Where most images count for one of two rates alone, the other's few decide."""
+    rng = np.random.default_rng(0)
+    counted = [np.ones(128, bool), np.arange(128) < 13]
+    both = [rng.random((1, 128)) < 0.5 for _ in counted]
+    low, high = statistics.mean_rate(both, statistics.leave_one_out, counted=counted)[0][1:]
+    assert high - low > 2 * 1.96 * 50 * np.sqrt(1 / 128 + 1 / 13) / 2 * 0.8
+
+
 def test_rates_have_no_interval_below_zero() -> None:
     never, seldom = np.zeros((20, 128), bool), np.zeros((3, 128), bool)
     seldom[:, :2] = True

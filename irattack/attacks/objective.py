@@ -153,7 +153,7 @@ def gradient(
 
 
 def check_one_each(what: str, found: object, given: Tensor) -> None:
-    """Raises InputError unless a piece gave a tensor with an entry for each image, in their order.
+    """Raises InputError unless a piece gave a tensor with an entry for each image.
 
     Args:
         given: (b, …), what it was given, with as many dimensions as it has to give.

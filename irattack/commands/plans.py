@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from irattack.commands.cli import REFUSED, explain
 from irattack.commands.composing import Composer, benchmark, hydra
 from irattack.conf import yamls
-from irattack.errors import InputError, UnfitError, unknown
+from irattack.errors import InputError, UnfitError, some, unknown
 from irattack.hashing import key
 from irattack.models import zoo
 from irattack.models.defences import parted
@@ -258,7 +258,10 @@ def plans(overrides: list[str], strict: bool = False) -> dict[str, Plan]:
         sentences = list(wrong.values())
         raise InputError(max(sentences, key=sentences.count))
     if wrong and strict:
-        raise InputError(f"{definitions()[next(iter(wrong))]}: {next(iter(wrong.values()))}")
+        paths = some([str(definitions()[name]) for name in wrong])
+        raise InputError(
+            f"nothing is done while {paths} cannot be read: {next(iter(wrong.values()))}"
+        )
     for name, why in wrong.items():
         log.warning("%s is left out: %s", definitions()[name], why)
     if not found:

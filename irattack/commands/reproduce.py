@@ -64,7 +64,13 @@ def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[st
                 return submission.wait()
     from irattack.commands.run import job
 
-    if choices := [choice for _, choice in once([chosen[i] for i in progress.waiting])]:
+    waiting = once([chosen[i] for i in progress.waiting])
+    if any(cell.cfg.precision == "tf32" for cell, _ in waiting):  # else PyTorch is of no use here
+        from irattack.pipeline.compute import check_precision
+
+        for cell, _ in waiting:
+            check_precision(cell.cfg)
+    if choices := [choice for _, choice in waiting]:
         sys.argv = ["irattack", "-m", as_sweep(choices), *overrides]
         with progress.shown(), failures():
             job()

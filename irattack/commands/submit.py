@@ -89,7 +89,10 @@ class Submission:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[Queued]:
-        """What is in the queue; no other submission of this output folder begins meanwhile."""
+        """What is in the queue; no other submission of this output folder begins meanwhile.
+
+        But where its file system has no locks.
+        """
         ready_for_slurm(self.cfg.hydra.callbacks.prepare.get("every_s", EVERY_S))
         with files.locked(self.root / "log" / "slurm" / ".lock"):
             yield queue.queue()

@@ -29,21 +29,29 @@ def prepare(cfg: Settings) -> None:
     """Sets what every computation depends on: threads, memory, GPU, precision, no chance.
 
     Raises:
-        InputError: TF32 where there is none; float32 would be kept as if it were TF32.
+        InputError: this machine has no such device or precision.
     """
+    check_precision(cfg)
     torch.set_num_threads(cfg.threads)
     where = device(cfg)
-    if cfg.precision == "tf32" and where.type != "cuda":
-        raise InputError(
-            f"precision=tf32 is of CUDA devices, and device={cfg.device} is the CPU here; use "
-            "precision=fp32 or bf16, or a machine with a GPU."
-        )
     if where.type == "cuda":  # also of what names no GPU, such as pinned memory
         torch.cuda.set_device(where)
     else:
         memory.keep()
     set_tf32(cfg.precision == "tf32")
     torch.backends.cudnn.deterministic = True
+
+
+def check_precision(cfg: Settings) -> None:
+    """Raises InputError for TF32 where there is none; float32 would be kept as if it were TF32."""
+    if cfg.precision != "tf32":
+        return
+    gpus = gpus_of(cfg.device)
+    if not gpus or min(torch.cuda.get_device_capability(index) for index in gpus) < (8, 0):
+        raise InputError(
+            f"precision=tf32 is of CUDA devices of compute capability 8.0 on, and "
+            f"device={cfg.device} has none here; use precision=fp32 or bf16, or another machine."
+        )
 
 
 def gpu_names(count: int) -> dict[int, str]:

@@ -146,10 +146,11 @@ def check_earlier(root: Path, new: dict[str, Any]) -> None:
     found = files.read_json(root / MANIFEST) or {}
     deciding = ("benchmark", "size", "source", "attack", "key", "step", "target")
     if other := [name for name in deciding if found.get(name) != new[name]]:
-        differs = ", ".join(f"{name}={found.get(name)}" for name in other)
+        differs = ", ".join(f"{name}={found[name]}" for name in other if name in found)
+        what = f"of other images ({differs})" if "step" in found else "and is of no export"
         raise InputError(
-            f"{root / MANIFEST}: is there already, of other images ({differs}), which would be "
-            "replaced; give another folder, or remove that file."
+            f"{root / MANIFEST}: is there already, {what}; it would be replaced. Give another "
+            "folder, or remove that file."
         )
 
 

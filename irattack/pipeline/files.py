@@ -4,11 +4,15 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import uuid
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 WRITING = "on writing"  # a note on errors that come up there
 
@@ -35,7 +39,8 @@ def replacing(path: Path) -> Iterator[Path]:
 def locked(path: Path) -> Iterator[None]:
     """Waits until no other process is in here with this path, a file made for the purpose.
 
-    A file system without locks, such as Lustre without `-o flock`, lets all of them in.
+    A file system without locks, such as Lustre without `-o flock`, lets all of them in; a warning
+    says so.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
@@ -44,7 +49,14 @@ def locked(path: Path) -> Iterator[None]:
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise
+            without_locks()
         yield
+
+
+@cache
+def without_locks() -> None:
+    """Warns, once a process, that this file system has no locks."""
+    log.warning("The output folder's file system has no locks; submit from one process at a time.")
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -168,6 +168,18 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
+def wilson_of_scores(total: float, squares: float, n: float) -> tuple[float, float]:
+    """Wilson's interval for the mean of n scores, by their sum and squares.
+
+    Scores that vary more than successes of the same mean do, as where images count for few of the
+    rates, count as so many fewer.
+    """
+    mean = total / n
+    binary = mean * (1 - mean)
+    spread = max(1.0, (squares / n - mean**2) / binary) if binary > 0 else 1.0
+    return wilson(total / spread, n / spread)
+
+
 def agresti_min(won: float, lost: float, n: float) -> tuple[float, float]:
     """The 95 % interval for a difference of matched rates, as fractions (Agresti and Min, 2005).
 
@@ -287,14 +299,13 @@ def mean_rate(
 ) -> tuple[Interval, list[Interval]]:
     """The mean of several rates of one attack, and each of them, in percent, as `mean_gain`.
 
-    They are gains over an attack that never succeeds, with Wilson's intervals, in which scores from
-    0 to 1 vary no more than successes of the same mean do.
+    They are gains over an attack that never succeeds, with Wilson's intervals.
 
     Args:
         rates: (T, N) bool each, all on the same images.
     """
     pairs = [(own, np.zeros_like(own)) for own in rates]
-    return _means(pairs, rule, seed, counted, lambda total, squares, n: wilson(total, n))
+    return _means(pairs, rule, seed, counted, wilson_of_scores)
 
 
 def _of_scores(

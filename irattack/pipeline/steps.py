@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 from pydantic import model_validator
 
+from irattack.errors import InputError
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Artifact, Card
 from irattack.pipeline.cell import Cell, Shard
@@ -119,6 +120,9 @@ def frames_at(cell: Cell, shard: Shard, places: np.ndarray) -> np.ndarray:
     Args:
         places: (B,) positions of steps that `LastStep` has put on the disk; where another process
             has replaced them since, they are made anew.
+
+    Raises:
+        InputError: another process goes on replacing them.
     """
     from irattack.pipeline.codec import read_frames
 
@@ -127,7 +131,11 @@ def frames_at(cell: Cell, shard: Shard, places: np.ndarray) -> np.ndarray:
     if card is None or not wanted <= {*card.kept}:
         ensure(LastStep(cell, also=tuple(sorted(wanted))))
         card = steps.card()
-    assert card is not None, f"{steps.path}: LastStep comes first"
+    if card is None or not wanted <= {*card.kept}:
+        raise InputError(
+            f"{steps.path}: other processes keep other steps there; when they are done, run the "
+            "same command again."
+        )
     clean = shard.images.pixels
     found = np.empty_like(clean)
     for step, frame in zip(card.kept, read_frames(steps.path, clean, len(card.kept)), strict=True):

@@ -12,7 +12,7 @@ from irattack.models.files import check_folder
 
 PRECISIONS = {  # how models compute; images, losses and perturbations are always float32
     "fp32": "float32, TF32 off",
-    "tf32": "float32 with TF32 on CUDA",
+    "tf32": "float32 with TF32",
     "bf16": "bfloat16 networks",
 }
 
