@@ -1,6 +1,6 @@
 """The step cache as a job: the adversarial images of an attack at every step, shard by shard."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,6 +25,10 @@ class StepsCard(Card):
 
     kept: list[int]
     below_tau: int | None = None
+
+    def holds(self, steps: Iterable[int]) -> bool:
+        """Whether the shard holds the steps at all of these positions."""
+        return {*steps} <= {*self.kept}
 
     @model_validator(mode="after")
     def _in_order(self) -> "StepsCard":
@@ -87,9 +91,7 @@ class LastStep(Job):
             return self.names
         share = self.cell.share(images_of(self.cell))
         cards = {str(shard.index): of_shard(self.cell, shard).card() for shard in share}
-        return [
-            name for name, card in cards.items() if card is None or not self.wanted <= {*card.kept}
-        ]
+        return [name for name, card in cards.items() if card is None or not card.holds(self.wanted)]
 
     def make(self, missing: list[str]) -> list[str]:
         """Attacks shard by shard."""
@@ -128,10 +130,10 @@ def frames_at(cell: Cell, shard: Shard, places: np.ndarray) -> np.ndarray:
 
     steps, wanted = of_shard(cell, shard), {*places.tolist()}
     card = steps.card()
-    if card is None or not wanted <= {*card.kept}:
+    if card is None or not card.holds(wanted):
         ensure(LastStep(cell, also=tuple(sorted(wanted))))
         card = steps.card()
-    if card is None or not wanted <= {*card.kept}:
+    if card is None or not card.holds(wanted):
         raise InputError(
             f"{steps.path}: other processes keep other steps there; when they are done, run the "
             "same command again."

@@ -235,7 +235,7 @@ class Worker:
         steps = of_shard(cell, shard)
         card = steps.card()
         wanted = range(cell.recorded) if all_steps else keep
-        if card is not None and {*wanted} <= {*card.kept}:
+        if card is not None and card.holds(wanted):
             found = read_frames(steps.path, pixels, len(card.kept))
             return found, card.model_dump(include={"made_with", "below_tau"})
         keep = sorted({*keep, *card.kept} if card is not None else keep)
@@ -243,13 +243,13 @@ class Worker:
         files.write_text(steps.path.parent / "config.yaml", config)
         says = self.made() | {"below_tau": None}
 
-        def kept(payload: bytes) -> None:
+        def store(payload: bytes) -> None:
             with files.locked(steps.path.with_name(f".{steps.path.name}.lock")):
                 there = steps.card()  # of another process, which may need steps that are not here
                 if there is None or {*there.kept} <= {*keep}:
                     steps.keep(payload, kept=keep, **says)
 
-        return kept_frames(pixels, self.attacked(shard, says), keep, kept), says
+        return kept_frames(pixels, self.attacked(shard, says), keep, store), says
 
     def attacked(self, shard: Shard, says: dict[str, Any]) -> Iterator[np.ndarray]:
         """Runs the attack on a shard: the frame of each recorded step.
