@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from irattack.commands import composing, plans
+from irattack.commands import composing, plans, status
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN
 from irattack.errors import InputError
@@ -122,7 +122,10 @@ def test_a_yaml_is_called_as_its_file(tmp_path: Path, monkeypatch: pytest.Monkey
 
 
 def test_a_broken_table_hinders_no_other(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     mine = tmp_path / "table/mine.yaml"
     mine.parent.mkdir()
@@ -137,7 +140,11 @@ def test_a_broken_table_hinders_no_other(
     with pytest.raises(
         InputError, match=f"^nothing is done while {mine} cannot be read: attack=dim: did"
     ):
-        plans.plans([], strict=True)  # to clean up: what it needs would be removed
+        plans.plans([], strict=True)
+    monkeypatch.setattr("sys.argv", ["clean", f"output={tmp_path}"])
+    with pytest.raises(SystemExit, match="2"):
+        status.clean()  # what it needs would be removed
+    assert f"nothing is done while {mine} cannot be read" in capsys.readouterr().err
     with pytest.raises(InputError, match="eps=2: expected a radius"):
         plans.plans(["eps=2"])
 

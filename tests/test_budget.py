@@ -294,6 +294,16 @@ def test_tuned_is_measured_with_what_validation_images_chose(
     assert len(job.counted(job.trial(card.settings).cell)) == 8  # none is a test image
 
 
+def test_a_choice_depends_on_its_validation_images() -> None:
+    """Also where a manifest fixes the attacked ones, and so leaves `cell.key` as it is."""
+    (cell,) = cells("tuned", "norm=linf", "attack=pgd", "source=resnet34")
+    job = job_of(cell, Best)
+    before = job.facts
+    cell.cfg.benchmark.sources.pop()  # the networks that have to classify them correctly
+    assert job.facts["key"] == before["key"]
+    assert job.facts != before
+
+
 def test_test_images_have_no_part_in_the_choice(tmp_path: Path) -> None:
     """Where a benchmark has no validation images, those of another seed that are not attacked."""
     given = ["norm=linf", "attack=pgd", "targets=[vgg16]", "images=200", f"output={tmp_path}"]

@@ -122,3 +122,19 @@ def test_a_file_system_without_locks_keeps_steps(
     with files.locked(tmp_path / "lock"):
         files.write_text(tmp_path / "there", "")
     assert (tmp_path / "there").is_file()
+
+
+def test_a_card_is_of_what_its_process_wrote(
+    tmp_path: Path, walk: tuple, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = files.write_bytes
+
+    def replaced(path: Path, content: bytes) -> None:
+        """What another process writes to the same path right after."""
+        real(path, content)
+        if path.suffix == ".b2":
+            real(path, content[::-1])
+
+    monkeypatch.setattr(files, "write_bytes", replaced)
+    write(tmp_path / "0000.b2", walk, range(23))
+    assert shard(tmp_path / "0000.b2").card() is None
