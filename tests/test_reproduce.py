@@ -1,6 +1,7 @@
 """Every table and figure, made small: its files are there, whole, and say what was measured."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.image
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from irattack.attacks.norms import of_length
 from irattack.attacks.pieces import GaussianNoise
 from irattack.attacks.randomness import Draws
-from irattack.commands import composing, plans, reproduce, settings
+from irattack.commands import composing, plans, reproduce, settings, submit
 from irattack.conf import CONF
 from irattack.errors import InputError
 from irattack.interactions import cells as interactions
@@ -30,7 +31,7 @@ from irattack.pipeline.results import Results, arrays, transfer_utility
 from irattack.pipeline.settings import settings_of
 from irattack.pipeline.sources import Proofs
 from irattack.pipeline.steps import last_frame
-from irattack.results import figures_success, plotting, tuned
+from irattack.results import figures_success, plotting
 from irattack.results.claims import interaction_record
 
 SMALL = [
@@ -295,11 +296,55 @@ def test_curves_are_of_the_recorded_steps(monkeypatch: pytest.MonkeyPatch) -> No
     assert set(data.chosen_step) == {34}
 
 
-def test_a_table_of_tuned_attacks_says_what_it_lacks() -> None:
+@pytest.mark.parametrize(
+    ("name", "given", "sentence"),
+    [
+        ("tuned", ["attack=pgd", "norm=linf"], "tuned: compares with attack=ir, and has none from"),
+        ("length", ["attack=mi"], "length: needs pgd beside the others"),
+        ("fig3b", ["attack=ironly"], "fig3b: needs both attacks"),
+        ("fig1", ["p=2", "c=0,0.01"], "fig1: a correlation needs at least three values of c"),
+    ],
+)
+def test_a_table_that_cannot_be_made_is_refused_before_its_cells_run(
+    name: str,
+    given: list[str],
+    sentence: str,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(reproduce, "run", lambda *_: pytest.fail("runs before it is refused"))
+    for command in (reproduce.main, submit.main):
+        monkeypatch.setattr(
+            "sys.argv", ["reproduce", name, *given, "source=resnet34", f"output={tmp_path}"]
+        )
+        with pytest.raises(SystemExit):
+            command()
+        assert capsys.readouterr().err.startswith(f"irattack: {sentence}")
+
+
+def test_a_cell_without_one_attack_is_refused_where_all_are_compared() -> None:
+    settings.register_resolvers()
+    with composing.hydra():
+        table = plans.plan("rivals", ["attack=pgd,mi"])
+    reproduce.writer(table)
+    fewer = replace(table, chosen=table.chosen[:-1])
+    with pytest.raises(InputError, match=r"^rivals: needs the same attacks of every source"):
+        reproduce.writer(fewer)
+
+
+def test_a_table_whose_writer_does_not_exist_is_refused() -> None:
+    settings.register_resolvers()
+    with composing.hydra():
+        table = plans.plan("fig3b", ["source=resnet34"])
+    strange = replace(table, definition=table.definition | {"write": "irattack.results.fig3c"})
+    with pytest.raises(InputError, match=r"^fig3b: write: irattack.results.fig3c cannot be im"):
+        reproduce.writer(strange)
+
+
+def test_a_job_that_is_not_listed_is_said_to_be() -> None:
     settings.register_resolvers()
     with composing.hydra():
         one = plans.plan("tuned", ["attack=pgd", "source=resnet34", "norm=linf"])
-    with pytest.raises(InputError, match=r"^tuned: compares with attack=ir, and has none from"):
-        tuned.tuned("tuned", one.definition, one.cells)
     with pytest.raises(InputError, match="Contributions is not among them, which what is made of"):
         job_of(one.cells[0], Contributions)

@@ -8,6 +8,7 @@ run.
 import sys
 from typing import Any
 
+from hydra.errors import HydraException
 from hydra.utils import get_method
 
 from irattack.commands.cli import one_sentence, tidy_arguments
@@ -20,6 +21,7 @@ from irattack.errors import InputError, unknown
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.results import Results
+from irattack.results.record import Writer
 
 NAMED = 8  # of the cells that are missing
 CURE = "run the same command with `reproduce`, it continues from what is there."
@@ -76,9 +78,37 @@ def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[st
             job()
 
 
+def writer(table: Plan) -> Writer:
+    """What makes the table of its cells, once these are done.
+
+    Raises:
+        InputError: it cannot be made of them.
+    """
+    name = table.definition.get("name", table.called)
+    results = any(isinstance(job, Results) for job in table.jobs)
+    if "write" not in table.definition and not results:
+        raise InputError(
+            f"{name}: its jobs measure no success rates; name the function that makes the table, "
+            "`write: module.function`, or list irattack.pipeline.results.Results among its jobs."
+        )
+    named = table.definition.get("write", "irattack.results.tables.write_table")
+    try:
+        write = get_method(named)
+    except (HydraException, ImportError, ValueError) as error:
+        raise InputError(
+            f"{name}: write: {named} cannot be imported ({' '.join(str(error).split())}); name a "
+            "function that makes a table of its name, definition and cells, such as "
+            "irattack.results.tables.write_table."
+        ) from None
+    if hasattr(write, "check"):
+        write.check(name, table.definition, table.cells)
+    return write
+
+
 def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
     """Runs the cells that a table lacks, unless `aggregate`; makes it and returns what to print."""
     failure, name = "", table.definition.get("name", table.called)
+    write = writer(table)  # may refuse the cells, which may take hours
     try:
         if not aggregate:
             run(name, table.chosen, [*table.overrides, *launcher])
@@ -90,13 +120,6 @@ def reproduce(table: Plan, launcher: list[str], aggregate: bool) -> str:
         return f"shard={share} is done. {absent}; other shards have them to do."
     if absent:
         raise InputError(f"{absent}; {failure or CURE}")
-    results = any(isinstance(job, Results) for job in table.jobs)
-    if "write" not in table.definition and not results:
-        raise InputError(
-            f"{name}: its jobs measure no success rates; name the function that makes the table, "
-            "`write: module.function`, or list irattack.pipeline.results.Results among its jobs."
-        )
-    write = get_method(table.definition.get("write", "irattack.results.tables.write_table"))
     return write(table.called, table.definition, table.cells)
 
 

@@ -180,6 +180,7 @@ def submit(table: Plan, launcher: list[str], words: list[str]) -> str:
     """
     if not any(text.startswith("hydra/launcher=") for text in launcher):
         launcher = [*launcher, "hydra/launcher=slurm"]
+    reproduce.writer(table)  # may refuse the cells, which may take hours
     name, later = words[0], f"python -m irattack aggregate {shlex.join(words)}"
     if not any(job.missing() for job in table.jobs):
         return f"{name}: nothing is missing; `{later}` makes it."

@@ -20,7 +20,7 @@ from irattack.pipeline.statistics import Interval, Rule
 from irattack.pipeline.transfer import Answers, EqualLength
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs
 
 Pair = tuple[np.ndarray, np.ndarray]
 RULES: dict[str, Rule] = {
@@ -50,6 +50,15 @@ def record(where: dict[str, object], n: int, found: dict[str, Interval]) -> dict
     return where | {"n": n} | columns
 
 
+def has_its_rival(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError where an attack lacks the one at whose length it is measured."""
+    keys = {cell.key for cell in cells}
+    for job in (job_of(cell, EqualLength) for cell in cells):
+        if job.other.key not in keys:
+            raise InputError(f"{name}: needs {job.against} beside the others; add it to attack=.")
+
+
+@needs(has_its_rival)
 def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Gains over one attack, as they are and at equal length, of the last step."""
     heads = ["source", "norm", "method", "success %", "gain", "at equal length %", "gain there"]
@@ -60,8 +69,6 @@ def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
         job = job_of(cell, EqualLength)
         if cell.key == job.other.key:
             continue
-        if job.other.key not in by_key:
-            raise InputError(f"{name}: needs {against} beside the others; add it to attack=.")
         baseline, own, equal = by_key[job.other.key], list[Pair](), list[Pair]()
         for target in cell.targets:
             before = [arrays(one, target) for one in (cell, baseline)]

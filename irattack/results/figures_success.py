@@ -4,6 +4,7 @@ A figure is a function of its name, its definition (conf/figure) and its cells t
 print.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
@@ -20,9 +21,18 @@ from irattack.pipeline.measures import Contributions
 from irattack.pipeline.results import arrays, rows, transfer_utility
 from irattack.pipeline.values import number
 from irattack.results.names import method_name, title
-from irattack.results.plotting import MARKERS, Definition, legend_below, panels, save
+from irattack.results.plotting import MARKERS, legend_below, panels, save
+from irattack.results.record import Definition, needs
 
 
+def has_points(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError where a panel has too few points for a correlation."""
+    points = Counter((cell.cfg.source, cell.cfg.p) for cell in cells)
+    if min(points.values()) < 3:
+        raise InputError("fig1: a correlation needs at least three values of c; select more.")
+
+
+@needs(has_points)
 def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Interaction against transfer utility, a point for each weight c of the relaxed attack.
 
@@ -53,8 +63,6 @@ def fig1(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     names = ["source", "target", "p", "c", "n", "never_reached_tau", "interaction"]
     data = pd.DataFrame(records, columns=[*names, "transfer_utility"])
     groups = list(data.groupby(["p", "source", "target"], sort=False))
-    if min(len(group) for _, group in groups) < 3:
-        raise InputError("fig1: a correlation needs at least three values of c; select more.")
     figure, axes = panels(len(groups), 4, width=1.85)
     colours = dict(zip(data.p.unique(), sns.color_palette("colorblind"), strict=False))
     lines = []
@@ -151,12 +159,17 @@ def curves(cells: Sequence[Cell]) -> pd.DataFrame:
     return pd.DataFrame(records, columns=columns)
 
 
+def has_noise(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError unless there are noise and what it is compared with."""
+    if len({cell.method == "noise" for cell in cells}) < 2:
+        raise InputError("fig3b: needs both attacks, ironly and noise; leave attack= out.")
+
+
+@needs(has_noise)
 def fig3b(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Success of the interaction loss alone at every step, noise of the same ε as baseline."""
     data = curves(cells)
     alone = data[data.attack != "noise"]
-    if len(alone) in (0, len(data)):
-        raise InputError("fig3b: needs both attacks, ironly and noise; leave attack= out.")
     noise = data[data.attack == "noise"].set_index(["source", "target"]).success_rate_percent
     pairs = list(alone.groupby(["source", "target"], sort=False))
     figure, axes = panels(len(pairs), 7, width=1.3, height=1.5)

@@ -1,7 +1,7 @@
 """What a table or figure says, as one JSON file beside its others: what the report is made of."""
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -21,12 +21,28 @@ from irattack.results.names import title
 log = logging.getLogger(__name__)
 
 Definition = dict[str, Any]
+Writer = Callable[[str, Definition, Sequence[Cell]], str]
+Check = Callable[[str, Definition, Sequence[Cell]], None]
 Kind = Literal["tables", "figures"]
 SETTINGS = {
     **{"benchmark": "benchmark.name", "protocol": "protocol.name", "images": "images"},
     **{"seed": "seed", "eps": "eps", "steps": "steps", "samples": "samples", "cells": "cells"},
     **{"grid": "grid", "lam": "lam", "loss": "loss", "start": "start", "precision": "precision"},
 }
+
+
+def needs(check: Check) -> Callable[[Writer], Writer]:
+    """Marks what writes a table with what it needs, which is asked before any cell runs.
+
+    Args:
+        check: raises InputError for cells of which the table cannot be made, done or not.
+    """
+
+    def marked(write: Writer) -> Writer:
+        write.check = check  # type: ignore[attr-defined]
+        return write
+
+    return marked
 
 
 class Record(BaseModel):

@@ -17,7 +17,7 @@ from irattack.pipeline.statistics import Interval
 from irattack.results import plotting
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs
 
 MEASURES = {
     "interaction": "average interaction",
@@ -50,13 +50,19 @@ def told(interval: Interval, other: Interval | None = None) -> str:
     return shown
 
 
+def the_same_of_each(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError unless every source has the same attacks."""
+    sources, methods = {cell.cfg.source for cell in cells}, {cell.method for cell in cells}
+    if len({(cell.cfg.source, cell.method) for cell in cells}) < len(sources) * len(methods):
+        raise InputError(f"{name}: needs the same attacks of every source; select source= instead.")
+
+
+@needs(the_same_of_each)
 def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """The table, by source and on average, and the figure beside it."""
     sources = list(dict.fromkeys(cell.cfg.source for cell in cells))
     methods = list(dict.fromkeys(cell.method for cell in cells))
     measured = {(cell.cfg.source, cell.method): values(cell) for cell in cells}
-    if len(measured) < len(sources) * len(methods):
-        raise InputError(f"{name}: needs the same attacks of every source; select source= instead.")
     arrays = {
         measure: np.stack([[measured[s, m][measure] for m in methods] for s in sources])
         for measure in (*MEASURES, SUCCESS)

@@ -12,7 +12,7 @@ from irattack.pipeline.results import rows
 from irattack.results.compared import MEAN, mean_gain
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs
 from irattack.results.tables import gains, summaries
 
 
@@ -25,17 +25,22 @@ def told(setting: Setting) -> str:
     )
 
 
-def tuned(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
-    """A line a cell: the chosen settings, success by default and tuned, and the gain of the last.
-
-    The tuned attack of `against` is what the tuned others are compared with.
-    """
+def has_its_rival(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError where a source lacks the attack that all others are compared with."""
     with_it = {(c.cfg.source, c.norm) for c in cells if c.method == definition["against"]}
     for source, norm in sorted({(c.cfg.source, c.norm) for c in cells} - with_it):
         raise InputError(
             f"{name}: compares with attack={definition['against']}, and has none from {source} in "
             f"{norm}; add it to attack=."
         )
+
+
+@needs(has_its_rival)
+def tuned(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
+    """A line a cell: the chosen settings, success by default and tuned, and the gain of the last.
+
+    The tuned attack of `against` is what the tuned others are compared with.
+    """
     best = {}
     for cell in cells:
         card = job_of(cell, Best).artifact().card()
