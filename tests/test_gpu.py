@@ -60,10 +60,13 @@ def test_rehearsal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gpu_checks, "PIECES", ("mi", "di", "sgm"))
     monkeypatch.setattr(estimate, "BATCHES", {"cpu": [8]})
     monkeypatch.setattr(gpu, "plans", lambda given: {"table1": plan("table1", given)})
-    cfg = small(tmp_path, "parts=[repeat,agree,noise,memory,tuning,trial,fp32,estimate]")
+    cfg = small(tmp_path, "parts=[repeat,agree,noise,memory,tuning,trial,fp32,tf32,estimate]")
     page, held = gpu.gpu(cfg)
     report = json.loads((tmp_path / "gpu.json").read_text())
     parts: dict[str, Any] = report["parts"]
+    other = parts.pop("tf32")
+    assert other["outcome"] == "not for it"
+    assert other["why"].startswith("precision=tf32 is of CUDA devices")
     assert {found["outcome"] for found in parts.values()} == {"ok"}, page
     assert held
     assert parts["agree"]["pieces"].keys() == {"mi", "di", "sgm"}

@@ -25,7 +25,7 @@ from irattack.data.images import Images
 from irattack.pipeline import speed, tuning
 from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.codec import read_frames
-from irattack.pipeline.compute import build, device, prepare, to_device
+from irattack.pipeline.compute import build, device, gpus_of, has_tf32, prepare, to_device
 from irattack.pipeline.images import images_of
 from irattack.pipeline.job import ensure
 from irattack.pipeline.memory import MicroBatch, peak, release
@@ -93,8 +93,8 @@ class Lab:
 
 
 def repeat(cfg: DictConfig) -> Found:
-    """An attack run twice on the device is the same to the bit, in every precision."""
-    precisions = ("fp32", "tf32", "bf16") if torch.cuda.is_available() else ("fp32",)
+    """An attack run twice on the device is the same to the bit, in every precision it has."""
+    precisions = ["fp32", *["tf32"] * has_tf32(cfg.device), *["bf16"] * bool(gpus_of(cfg.device))]
     for precision in precisions:
         lab = Lab(cfg, "hybridir", cfg.device, f"precision={precision}")
         first, second = (lab.trajectory(cfg.checks.steps) for _ in range(2))

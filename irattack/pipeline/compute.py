@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from irattack.attacks.precision import set_tf32, without_tf32
-from irattack.errors import InputError
+from irattack.errors import InputError, UnfitError
 from irattack.hashing import key
 from irattack.models import zoo
 from irattack.models.fold import fold
@@ -42,13 +42,16 @@ def prepare(cfg: Settings) -> None:
     torch.backends.cudnn.deterministic = True
 
 
+def has_tf32(device: str) -> bool:
+    """Whether what `device` names is of CUDA, and of a generation that computes in TF32."""
+    gpus = gpus_of(device)
+    return bool(gpus) and all(torch.cuda.get_device_capability(index) >= (8, 0) for index in gpus)
+
+
 def check_precision(cfg: Settings) -> None:
-    """Raises InputError for TF32 where there is none; float32 would be kept as if it were TF32."""
-    if cfg.precision != "tf32":
-        return
-    gpus = gpus_of(cfg.device)
-    if not gpus or min(torch.cuda.get_device_capability(index) for index in gpus) < (8, 0):
-        raise InputError(
+    """Raises UnfitError for TF32 where there is none; float32 would be kept as if it were TF32."""
+    if cfg.precision == "tf32" and not has_tf32(cfg.device):
+        raise UnfitError(
             f"precision=tf32 is of CUDA devices of compute capability 8.0 on, and "
             f"device={cfg.device} has none here; use precision=fp32 or bf16, or another machine."
         )
