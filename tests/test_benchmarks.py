@@ -12,7 +12,7 @@ import pytest
 import torch
 from hydra import compose, initialize_config_dir
 
-from irattack.commands import composing, plans, status
+from irattack.commands import composing, plans, reproduce, status
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF, OWN
 from irattack.errors import InputError
@@ -171,3 +171,21 @@ def test_a_cell_of_two_legs_is_attacked_once() -> None:
     names = [cell.method for cell, _ in chosen]
     once = [cell.method for cell, _ in plans.once(chosen)]
     assert [name for name in names if name not in once] == ["ir lam=2"]
+
+
+def test_a_launcher_gets_a_cell_of_two_legs_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = ["source=alexnet", "norm=linf", "attack=ir", f"output={tmp_path}"]
+    register_resolvers()
+    with composing.hydra():
+        table = plans.plan("evidence", given)
+    assert [cell.method for cell in table.cells] == ["ir", "ir lam=0.5", "ir lam=1", "ir lam=2"]
+    ran = list[list[str]]()
+    monkeypatch.setattr("irattack.commands.run.job", lambda: ran.append(sys.argv[1:]))
+    monkeypatch.setattr(sys, "argv", ["irattack"])
+    reproduce.run("evidence", table.chosen, table.overrides)
+    ((multirun, sweep, *others),) = ran
+    assert multirun == "-m"
+    assert len(sweep.split(",")) == 3
+    assert others == table.overrides

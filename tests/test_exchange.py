@@ -140,6 +140,17 @@ def test_steps_that_another_process_has_replaced_are_made_anew(tmp_path: Path) -
     np.testing.assert_array_equal(frame, cached(other)[1, : len(frame)])
 
 
+def test_steps_that_others_go_on_replacing_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = cell(tmp_path, "cache.steps=none")
+    export(one, tmp_path / "images", "last")
+    shard = one.shards(images_of(one))[0]
+    monkeypatch.setattr("irattack.pipeline.steps.ensure", lambda job: None)  # they were faster
+    with pytest.raises(InputError, match="other processes keep other steps there; when they"):
+        frames_at(one, shard, np.full(len(shard.images), 1))
+
+
 @pytest.fixture
 def clean(tmp_path: Path) -> Path:
     """The clean images, as a tool that attacks them gets them."""
