@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from omegaconf import OmegaConf
+from tqdm import tqdm
 
 from irattack.commands.cli import REFUSED, explain
 from irattack.commands.composing import Composer, benchmark, hydra
@@ -246,7 +247,7 @@ def plans(overrides: list[str], strict: bool = False) -> dict[str, Plan]:
     chosen = benchmark(overrides)
     found, wrong, composer = dict[str, Plan](), dict[str, str](), Composer(overrides)
     with hydra():
-        for name in sorted(definitions()):
+        for name in tqdm(sorted(definitions()), "reading", leave=False, disable=None):
             if load_definition(name).get("benchmark", chosen) == chosen:
                 try:
                     found[name] = plan(name, overrides, composer)
