@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +162,56 @@ def test_a_table_with_a_setting_that_there_is_not(
     sentence = f"^{name}=…: no such setting with norm=linf attack=pgd"
     with composing.hydra(), pytest.raises(InputError, match=sentence):
         plans.plan("mine", [])
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], plans.Plan]:
+    """The plan of a table of one's own, from what its yaml says besides the title."""
+    register_resolvers()
+    monkeypatch.setenv(OWN, str(tmp_path))
+    path = tmp_path / "table/mine.yaml"
+    path.parent.mkdir()
+
+    def planned(text: str) -> plans.Plan:
+        path.write_text(f"title: mine\n{text}\n")
+        with composing.hydra():
+            return plans.plan("mine", [f"output={tmp_path / 'out'}"])
+
+    return planned
+
+
+def test_a_row_decides_before_the_settings_of_its_table(
+    mine: Callable[[str], plans.Plan],
+) -> None:
+    row = "{norm: linf, source: alexnet, attack: pgd, steps: [2, 9]}"
+    table = mine(f"settings: {{steps: 5, lam: 2}}\ncells: [{row}]")
+    assert [(cell.method, cell.cfg.attack.steps) for cell in table.cells] == [
+        ("pgd steps=2", 2),
+        ("pgd steps=9", 9),
+    ]
+    assert {cell.cfg.lam for cell in table.cells} == {2}
+
+
+def test_rows_that_differ_in_what_is_measured_alone_are_all_kept(
+    mine: Callable[[str], plans.Plan],
+) -> None:
+    """Not in the perturbations, of which the grid is no part."""
+    jobs = "jobs: [{_target_: irattack.pipeline.measures.Contributions}]"
+    row = "{norm: linf, source: alexnet, attack: pgd, grid: [4, 8], lam: [1, 2]}"
+    table = mine(f"{jobs}\ncells: [{row}]")
+    assert [cell.cfg.grid for cell in table.cells] == [4, 8]
+    assert len({cell.key for cell in table.cells}) == 1
+    assert len(plans.once(table.chosen)) == 2
+
+
+@pytest.mark.parametrize("what", ["gain: [[pgd seed=0, pgd seed=1]]", "claims: []"])
+def test_what_is_compared_must_be_of_the_same_images(
+    what: str, mine: Callable[[str], plans.Plan]
+) -> None:
+    row = "{norm: linf, source: alexnet, attack: [pgd, mi], seed: [0, 1]}"
+    reproduce.writer(mine(f"gain: [[pgd seed=1, mi seed=1]]\ncells: [{row}]"))
+    with pytest.raises(InputError, match=r"^mine: compares .* image by image, and they are of dif"):
+        reproduce.writer(mine(f"{what}\ncells: [{row}]"))
 
 
 def test_a_cell_of_two_legs_is_attacked_once() -> None:

@@ -105,6 +105,9 @@ MISTAKES = {
     "output=[1]": "output=[1]: expected the path of a folder",
     "jobs=[{_target_:nowhere.Work}]": "cannot be made",
     "jobs=[{_target_:irattack.pipeline.measures.Contributions,len:1}]": "cannot be made",
+    "jobs=[{_target_:irattack.pipeline.measures.Contributions,length:-1}]": "a number above 0",
+    "jobs=[{_target_:builtins.id}]": "is no job",
+    "benchmark.target_sets.paper=[resnet34]": "this set holds no network but the source",
     "loss=foo": "expected one of ce, logit, margin",
     "start=foo": "expected one of auto, random, zero",
     "lam=0,1": "-m to run once for each",
@@ -355,6 +358,9 @@ def test_tables_of_two_folders_have_two_names() -> None:
         return plans.file_stem("table1", [f"benchmark.data.folder={folder}", "output=x"])
 
     assert name("/data/a") == "table1-benchmark.data.folder=_data_a" != name("/data/b")
+    assert len({name(path) for path in ("/a/b", "/a_b", "/a b", "a/b", "/a/b/")}) == 5
+    assert plans.file_stem("fig1", ["eps=2/255", "attack=pgd,ir"]) == "fig1-eps=2_255-attack=pgd_ir"
+    assert name(f"/{'x' * 250}/a") != name(f"/{'x' * 250}_a")
     long = [name(f"/{'data/' * 50}{last}") for last in "ab"]
     assert len({*long}) == 2
     assert all(len(one) < 255 - len("_gain.csv") for one in long)

@@ -24,7 +24,7 @@ from irattack.pipeline.compute import device
 @pytest.fixture(autouse=True)
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder of claims of its own; no GPU is held before or after."""
-    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(devices, "MEMORY", tmp_path)
     monkeypatch.setattr(devices, "_last", None)
     yield tmp_path
     devices.release()
@@ -46,7 +46,7 @@ def of(name: str) -> Any:
 
 def work(folder: str, name: str, pipe: Connection) -> None:
     """A worker: takes a device of four, says which, and works on until it is told to end."""
-    tempfile.tempdir = folder
+    devices.MEMORY = Path(folder)
     for function, value in gpus(4).items():
         setattr(torch.cuda, function, value)
     pipe.send([device(of(name)).index for _ in range(3)])  # it is asked for again and again
@@ -172,3 +172,13 @@ def test_a_device_that_is_not_there(
         device(of(name))
     assert devices.held() is None
     assert count or str(device(of("auto"))) == "cpu"
+
+
+def test_claims_lie_where_all_processes_of_the_machine_look(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A job may have a folder of temporary files of its own."""
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "of-this-job"))
+    assert devices.folder().parent == tmp_path
+    monkeypatch.setattr(devices, "MEMORY", tmp_path / "there-is-none")
+    assert devices.folder().parent == tmp_path / "of-this-job"

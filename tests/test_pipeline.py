@@ -12,17 +12,17 @@ import torch
 from hydra import compose, initialize_config_dir
 from torch import nn
 
-from irattack.attacks import precision
+from irattack import exact
 from irattack.attacks.losses import margin
 from irattack.attacks.moves import PatchWise
 from irattack.attacks.norms import Linf
 from irattack.attacks.pieces import GaussianKernel
-from irattack.attacks.precision import set_tf32
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.data import photos
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError
+from irattack.exact import set_tf32
 from irattack.models import network, zoo
 from irattack.pipeline import compute, files, sharded, worker
 from irattack.pipeline import statistics as evaluation
@@ -175,13 +175,13 @@ def test_convolutions_do_not_run_in_tf32() -> None:
 def test_gradients_are_smoothed_in_float32(
     piece: Callable[[torch.Tensor], torch.Tensor], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen, real = [], precision.F.conv2d
+    seen, real = [], exact.F.conv2d
 
     def conv2d(*given: Any, **more: Any) -> torch.Tensor:
         seen.append(torch.backends.cudnn.allow_tf32)
         return real(*given, **more)
 
-    monkeypatch.setattr(precision.F, "conv2d", conv2d)
+    monkeypatch.setattr(exact.F, "conv2d", conv2d)
     set_tf32(True)
     try:
         piece(torch.rand(1, 3, 8, 8))

@@ -96,3 +96,18 @@ def test_submitting_needs_a_queue(
         submit.main()
     assert capsys.readouterr().err.startswith(f"irattack: {sentence}")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_file_that_is_moved_while_sizes_are_summed_does_not_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As temporary files are, beside a job that works."""
+    (tmp_path / "kept").write_bytes(bytes(5))
+    (tmp_path / "link").symlink_to(tmp_path / "kept")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    gone = tmp_path / ".kept.0123"
+    monkeypatch.setattr(Path, "rglob", lambda path, pattern: iter([*path.iterdir(), gone]))
+    assert status.size(tmp_path) == 5
+    assert status.size(tmp_path / "folder") == 0
+    assert status.size(tmp_path / "kept") == 5
+    assert status.size(tmp_path / "link") == 0

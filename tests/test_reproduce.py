@@ -32,6 +32,7 @@ from irattack.pipeline.settings import settings_of
 from irattack.pipeline.sources import Proofs
 from irattack.pipeline.steps import last_frame
 from irattack.results import figures_success, plotting
+from irattack.results import record as records
 from irattack.results.claims import interaction_record
 
 SMALL = [
@@ -155,6 +156,26 @@ def test_interactions_are_of_the_last_cached_step(folder: Path) -> None:
     record = interaction_record(one)
     assert record["average_interaction"] == pytest.approx(values.mean())
     assert record["per_pair"] == pytest.approx(record["average_interaction"] / 15)
+
+
+def test_a_record_names_all_that_measured_the_shards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever merges them: two commits here, as after an update between a kill and a resume."""
+    for number, commit in (("1/2", "aaa"), ("2/2", "bbb")):
+        said = {"device": "cpu", "threads": 1, "torch": "2", "commit": commit}
+        for module in ("worker", "compute"):
+            monkeypatch.setattr(f"irattack.pipeline.{module}.made_with", lambda cfg, s=said: s)
+        jobs = f"jobs=[{{_target_:{JOB}}},{{_target_:irattack.pipeline.results.Results}}]"
+        given = ["attack=pgd", "targets=[vgg16]", "block=4", jobs, f"shard={number}"]
+        one = cell(tmp_path, *given)
+        for job in jobs_of(one):
+            ensure(job)
+    for job in jobs_of(one):
+        card = job.artifact(job.names[0]).card()
+        assert card is not None
+        assert [run.commit for run in card.measured_with] == ["aaa", "bbb"]
+    assert {run["commit"] for run in records.runs([one])} == {"aaa", "bbb"}
 
 
 def test_transfer_utility_is_the_change_of_the_margin(folder: Path) -> None:

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from irattack.errors import InputError
-from irattack.models.network import Resize, check_finite, resized
+from irattack.models.network import Resize, by_tables, check_finite, resized
 
 
 def test_images_of_the_right_size_are_not_resized() -> None:
@@ -17,6 +17,21 @@ def test_images_of_the_right_size_are_not_resized() -> None:
     assert Resize(32)(x) is x
     assert resized(x, 48).shape == (2, 3, 48, 48)
     assert resized(torch.rand(2, 3, 64, 32), 32).shape == (2, 3, 32, 32)
+
+
+@pytest.mark.parametrize("how", ["bilinear", "bicubic"])
+@pytest.mark.parametrize("size", [16, 21, 48])
+def test_tables_resize_as_interpolate_does(how: str, size: int) -> None:
+    """What CUDA does, whose gradient of F.interpolate is not the same twice."""
+    x = torch.rand(2, 3, 29, 32, dtype=torch.float64, requires_grad=True)
+    g = torch.rand(2, 3, size, size, dtype=torch.float64)
+    found, expected = (
+        resize(x, size=(size, size), mode=how, antialias=True)
+        for resize in (by_tables, F.interpolate)
+    )
+    torch.testing.assert_close(found, expected)
+    ours, theirs = (torch.autograd.grad(y, x, g)[0] for y in (found, expected))
+    torch.testing.assert_close(ours, theirs)
 
 
 def test_a_value_that_is_not_finite_names_network_and_image() -> None:

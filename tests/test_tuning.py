@@ -66,6 +66,35 @@ def test_the_largest_micro_batch_that_pays(
     assert (found, [*rates]) == (chosen, tried)
 
 
+def test_what_does_not_fit_now_is_not_remembered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def crowded(model: nn.Module, batch: int, size: int, where: torch.device) -> float:
+        raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`")
+
+    monkeypatch.setattr(tuning, "timed", crowded)
+    one = cell(tmp_path, "micro_batch=auto")
+    assert tuning.pace(one).micro_batch == 8
+    assert "not even micro_batch=8 fits now; the next run tries again" in caplog.text
+    fake_rates(monkeypatch, 1)
+    assert tuning.pace(one).micro_batch == 16
+
+
+@pytest.mark.parametrize(
+    ("error", "lacks"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 GiB"), True),
+        (RuntimeError("CUDA error: out of memory"), True),
+        (RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate`"), True),
+        (RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (RuntimeError("CUDA error: an illegal memory access was encountered"), False),
+    ],
+)
+def test_errors_that_mean_too_little_memory(error: RuntimeError, lacks: bool) -> None:
+    assert memory.lacks_memory(error) == lacks
+
+
 def test_sizes_are_powers_of_two() -> None:
     assert tuning.sizes(41) == [8, 16, 32]
     assert tuning.sizes(1) == [8]

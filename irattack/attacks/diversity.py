@@ -10,14 +10,13 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.errors import InputError, ranged
+from irattack.exact import Separable
 
 
 @dataclass(frozen=True)
@@ -49,7 +48,7 @@ class ResizeAndPad:
         new = side + (size * (wide - side)).long()
         new, u = new.repeat(2), torch.cat([top, left])  # of the rows, and of the columns
         rows, columns = _tables(images, wide, new, (u * (wide - new + 1)).long()).chunk(2)
-        moved = _Separable.apply(images, rows, columns)
+        moved = Separable.apply(images, rows, columns)
         return torch.where((coin < self.probability).view(-1, 1, 1, 1), moved, images)
 
 
@@ -140,8 +139,8 @@ class Spectrum:
         noise, masks = draws.to(images.dtype).unbind(dim=1)
         z = images + noise
         rows, columns = (_cosines(side, z.dtype, z.device) for side in z.shape[-2:])
-        change = masks * _Separable.apply(z, rows, columns)
-        return z + _Separable.apply(change, rows.mT, columns.mT)
+        change = masks * Separable.apply(z, rows, columns)
+        return z + Separable.apply(change, rows.mT, columns.mT)
 
 
 @cache
@@ -151,25 +150,3 @@ def _cosines(side: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     table = torch.cos(math.pi / side * pixel[:, None] * (pixel + 0.5)) * (2 / side) ** 0.5
     table[0] /= 2**0.5
     return table[None].to(device, dtype)
-
-
-class _Separable(torch.autograd.Function):
-    """R X Cᵀ for images X (b, C, H, W) and tables R, C (b, H, H), (b, W, W), never in TF32.
-
-    Sums of a product have a fixed order on CUDA, which the gradients of gathers have not.
-    """
-
-    @staticmethod
-    def forward(ctx: Any, images: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        ctx.save_for_backward(rows, columns)
-        return _in_full(rows[:, None], images, columns.mT[:, None])
-
-    @staticmethod
-    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
-        rows, columns = ctx.saved_tensors
-        return _in_full(rows.mT[:, None], g, columns[:, None]), None, None
-
-
-def _in_full(left: Tensor, middle: Tensor, right: Tensor) -> Tensor:
-    with without_tf32():
-        return left @ middle @ right

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from irattack.attacks.norms import Norm
-from irattack.attacks.precision import smoothed
 from irattack.errors import ranged
+from irattack.exact import smoothed
 
 
 @dataclass(frozen=True)

@@ -31,9 +31,9 @@ from torch import Size, Tensor
 from irattack.attacks.losses import UTILITIES
 from irattack.attacks.norms import l2_length
 from irattack.attacks.objective import Term, Value
-from irattack.attacks.precision import smoothed
 from irattack.attacks.randomness import Draws, to_device
 from irattack.errors import one_of, ranged
+from irattack.exact import smoothed
 
 GENERATORS = ("mt19937", "philox")
 

@@ -29,7 +29,6 @@ from tqdm import tqdm
 from irattack.attacks.loop import Attack, perturbations
 from irattack.attacks.losses import margin, strongest_rival
 from irattack.attacks.norms import Linf
-from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.commands import overhead
 from irattack.commands.cli import one_sentence, tidy_arguments
@@ -38,6 +37,7 @@ from irattack.commands.disk import cache_speed, leave_one_out_seconds
 from irattack.commands.settings import register_resolvers
 from irattack.conf import CONF
 from irattack.errors import InputError
+from irattack.exact import without_tf32
 from irattack.models import zoo
 from irattack.models.network import networks
 from irattack.pipeline import files, speed

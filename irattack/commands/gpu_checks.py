@@ -230,6 +230,7 @@ def trial_cell(cfg: DictConfig, *given: str) -> Cell:
 def tuned(cfg: DictConfig) -> Found:
     """What `auto` finds for the source of the trial, without SGM so that it may be compiled."""
     found = tuning.tuned(trial_cell(cfg, "attack=ir"))
+    demand(bool(found.rates), f"not even a micro-batch of {found.micro_batch} fits the memory")
     best = found.rates[str(found.micro_batch)]
     return {
         "micro-batch": found.micro_batch,

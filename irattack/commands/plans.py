@@ -171,17 +171,17 @@ def cells_of(
     leg: dict[str, Any], common: dict[str, Any], composer: Composer
 ) -> list[tuple[Cell, dict[str, Any]]]:
     """The cells of one product of a table, in the order of the paper, and the settings of each."""
-    cells: dict[str, tuple[Cell, dict[str, Any]]] = {}  # an override can make two cells one
+    cells = list[tuple[Cell, dict[str, Any]]]()
     for values in product(*leg.values()):
         choice = dict(zip(leg, values, strict=True))
-        settings = composer(choice | common)
+        settings = composer(common | choice)
         if not cells and settings.pretrained:
             check_data(settings)
         cell = Cell(settings)
         varied = [f"{key}={value}" for key, value in choice.items() if key not in BASIC]
         cell.method = " ".join([cell.name, *varied])
-        cells.setdefault(cell.key, (cell, choice | common))
-    return list(cells.values())
+        cells.append((cell, common | choice))
+    return once(cells)  # an override can make two cells one
 
 
 def plan(name: str, overrides: list[str], composer: Composer | None = None) -> Plan:
@@ -219,18 +219,34 @@ def plan(name: str, overrides: list[str], composer: Composer | None = None) -> P
 
 
 def once(chosen: Sequence[tuple[Cell, dict[str, Any]]]) -> list[tuple[Cell, dict[str, Any]]]:
-    """Each cell once; two rows of a table may be of the same settings."""
-    found: dict[str, tuple[Cell, dict[str, Any]]] = {}
+    """Of cells whose jobs make the same, which two rows of a table may have, the first alone."""
+    found, alike = list[tuple[Cell, dict[str, Any]]](), dict[str, list[Cell]]()
     for cell, choice in chosen:
-        found.setdefault(key(cell.cfg.plain()), (cell, choice))
-    return [*found.values()]
+        others = alike.setdefault(cell.key, [])
+        if all(made_of(cell) != made_of(other) for other in others):
+            others.append(cell)
+            found.append((cell, choice))
+    return found
+
+
+def made_of(cell: Cell) -> list[Path]:
+    """What the jobs of a cell make."""
+    return [job.artifact(name).path for job in jobs_of(cell) for name in job.names]
 
 
 def file_stem(name: str, overrides: list[str]) -> str:
     """How the files of a table are called: its name, and the settings that change its numbers."""
     kept = given_by(overrides)["kept"]
-    stem = "-".join([name, *(re.sub(r"[^\w.=-]", "_", text) for text in kept)])
-    return stem if len(stem.encode()) <= LONGEST else f"{name}-{key(stem)}"
+    stem = "-".join([name, *map(as_name, kept)])
+    return stem if len(stem.encode()) <= LONGEST else f"{name}-{key(kept)}"
+
+
+def as_name(text: str) -> str:
+    """A setting as a part of a file's name; no two paths, such as a/b and a_b, have the same."""
+    replaced = re.sub(r"[^\w.=-]", "_", text)
+    value = text.partition("=")[2]
+    unlike = set(re.findall(r"_|[^\w.=-]", value))
+    return f"{replaced}-{key(text)}" if "/" in value and len(unlike) > 1 else replaced
 
 
 def given_by(overrides: list[str]) -> dict[str, list[str]]:

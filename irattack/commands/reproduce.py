@@ -22,6 +22,7 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.results import Results
 from irattack.results.record import Writer
+from irattack.results.tables import comparable
 
 NAMED = 8  # of the cells that are missing
 CURE = "run the same command with `reproduce`, it continues from what is there."
@@ -100,8 +101,8 @@ def writer(table: Plan) -> Writer:
             "function that makes a table of its name, definition and cells, such as "
             "irattack.results.tables.write_table."
         ) from None
-    if hasattr(write, "check"):
-        write.check(name, table.definition, table.cells)
+    for check in (comparable, *getattr(write, "checks", ())):
+        check(name, table.definition, table.cells)
     return write
 
 

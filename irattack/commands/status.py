@@ -6,8 +6,10 @@
 Settings are those of `make reproduce-…`; a cell of other settings is another cell.
 """
 
+import contextlib
 import re
 import shutil
+import stat
 import sys
 import time
 from collections import Counter
@@ -32,8 +34,12 @@ STATES = ("done", "begun", "pending")
 
 def size(path: Path) -> int:
     """Bytes of a file or of all files in a folder, nothing for what a link points to."""
-    entries = [path] if path.is_symlink() or path.is_file() else path.rglob("*")
-    return sum(e.stat().st_size for e in entries if e.is_file() and not e.is_symlink())
+    total = 0
+    for entry in [path] if path.is_symlink() or path.is_file() else path.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # it has been moved to its place meanwhile
+            found = entry.lstat()
+            total += found.st_size if stat.S_ISREG(found.st_mode) else 0
+    return total
 
 
 def leftovers(root: Path) -> Iterator[Path]:
@@ -131,7 +137,7 @@ def cleaned(tables: dict[str, Plan]) -> str:
     freed = sum(size(path) for path in doomed)
     for path in doomed:
         linked = path.is_symlink() or not path.is_dir()
-        path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
+        path.unlink(missing_ok=True) if linked else shutil.rmtree(path, ignore_errors=True)
     names = "".join(f"  {path.relative_to(root)}\n" for path in doomed)
     return f"{names}Removed {len(doomed)} of {root}, {freed / 1e6:.1f} MB."
 

@@ -3,7 +3,7 @@
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from irattack.errors import InputError
+from irattack.exact import Separable
 from irattack.models.defences import Defence
 
 TOLERANCE = 1e-4  # of the largest logit: what rounding may change, and nothing else
@@ -48,8 +49,26 @@ def resized(images: Tensor, size: int, interpolation: str = "bilinear") -> Tenso
     """
     if images.shape[-2:] == (size, size):
         return images
-    found = F.interpolate(images, size=(size, size), mode=interpolation, antialias=True)
+    # on CUDA the gradient of F.interpolate is a sum in no fixed order
+    how = by_tables if images.is_cuda else F.interpolate
+    found = how(images, size=(size, size), mode=interpolation, antialias=True)
     return found.clamp(0, 1) if interpolation == "bicubic" else found
+
+
+def by_tables(images: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
+    """F.interpolate of images (B, C, H, W), as two products with tables of its weights."""
+    rows, columns = (
+        interpolation_table(before, after, mode, antialias).to(images)
+        for before, after in zip(images.shape[-2:], size, strict=True)
+    )
+    return Separable.apply(images, rows, columns)
+
+
+@cache
+def interpolation_table(before: int, after: int, mode: str, antialias: bool) -> Tensor:
+    """What each pixel of an axis weighs in each that it is resized to, (1, after, before)."""
+    each = torch.eye(before, dtype=torch.float64)[None, None]
+    return F.interpolate(each, size=(after, before), mode=mode, antialias=antialias)[0]
 
 
 class Network(nn.Module):

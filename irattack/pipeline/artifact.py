@@ -50,11 +50,18 @@ class Card(BaseModel):
     Attributes:
         facts: all that decides the payload.
         made_with: what produced it.
+        measured_with: what produced the shards of which it was put together, each once.
     """
 
     model_config = ConfigDict(strict=True, extra="forbid")
     facts: dict[str, Any]
     made_with: MadeWith
+    measured_with: list[MadeWith] = []
+
+    @property
+    def runs(self) -> list[MadeWith]:
+        """All that its numbers come from."""
+        return self.measured_with or [self.made_with]
 
 
 C = TypeVar("C", bound=Card)

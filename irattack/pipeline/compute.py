@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from irattack.attacks.precision import set_tf32, without_tf32
 from irattack.errors import InputError, UnfitError
+from irattack.exact import set_tf32, without_tf32
 from irattack.hashing import key
 from irattack.models import zoo
 from irattack.models.fold import fold

@@ -127,7 +127,7 @@ def named_by(cell: Cell, network: str, candidates: Candidates, rows: Sequence[in
     """The class that a network names for each image at these positions, (b,) int64."""
     import torch
 
-    from irattack.attacks.precision import without_tf32
+    from irattack.exact import without_tf32
     from irattack.models.network import check_finite
     from irattack.pipeline.compute import build, prepare, to_device
 

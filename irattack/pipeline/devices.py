@@ -1,8 +1,10 @@
 """Which GPU a process works on: the one that fewest processes have claimed.
 
-A claim is a locked file in a folder of this machine and user. The kernel takes the lock away when
-the process ends, however it ends, so that a claim never outlives its process. Claims are made one
-at a time. Processes on one machine thus share its GPUs evenly, whoever started them.
+A claim is a locked file in a folder of this machine and user, in its memory where that can be: a
+folder of temporary files may be a job's own, or on a file system without locks. The kernel takes
+the lock away when the process ends, however it ends, so that a claim never outlives its process.
+Claims are made one at a time. Processes on one machine thus share its GPUs evenly, whoever started
+them.
 """
 
 import fcntl
@@ -17,10 +19,13 @@ from uuid import uuid4
 
 from irattack.pipeline import files
 
+MEMORY = Path("/dev/shm")
+
 
 def folder() -> Path:
     """Where the claims lie."""
-    return Path(tempfile.gettempdir()) / f"irattack-gpus-{os.getuid()}"
+    place = MEMORY if os.access(MEMORY, os.W_OK | os.X_OK) else Path(tempfile.gettempdir())
+    return place / f"irattack-gpus-{os.getuid()}"
 
 
 def is_held(path: Path) -> bool:

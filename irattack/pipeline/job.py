@@ -78,7 +78,10 @@ def untargeted(cell: Cell, what: str) -> None:
 def jobs_of(cell: Cell) -> list[Job]:
     """What is measured of a cell: `jobs` in its configuration."""
     try:
-        return [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
+        jobs = [instantiate(spec, _partial_=True)(cell) for spec in cell.cfg.jobs]
+        if strange := [job for job in jobs if not isinstance(job, Job)]:
+            raise TypeError(f"{strange[0]!r} is no job")
+        return jobs
     except (InstantiationException, TypeError) as error:
         if isinstance(error.__cause__, InputError):
             raise error.__cause__ from None

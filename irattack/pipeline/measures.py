@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from irattack.errors import InputError
+from irattack.errors import InputError, ranged
 from irattack.hashing import key
 from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import Shard
@@ -65,6 +65,10 @@ class Contributions(OfAttack):
 
     length: float | None = None
     kind: ClassVar[str] = "interactions"
+
+    def __post_init__(self) -> None:
+        if self.length is not None:
+            ranged("length", self.length, 0, above=True)
 
     @property
     def passes(self) -> float:

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import logging
 import math
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TypeVar
@@ -59,8 +60,9 @@ class MicroBatch:
 
 
 def lacks_memory(error: RuntimeError) -> bool:
-    """Whether an error says that memory is too small, a GPU's or, by PyTorch's words, a CPU's."""
-    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator" in str(error)
+    """Whether an error says that memory is too small: a GPU's, a CPU's, or a GPU's library's."""
+    words = "DefaultCPUAllocator|CUDA error: out of memory|CU[A-Z]+_STATUS_ALLOC_FAILED"
+    return isinstance(error, torch.OutOfMemoryError) or bool(re.search(words, str(error)))
 
 
 def keep() -> None:

@@ -30,7 +30,7 @@ class Result(Card):
     """The card of the margins of a cell on a target.
 
     Attributes:
-        attacked_with: what produced the perturbations; `made_with` evaluated them.
+        attacked_with: what produced the perturbations; `measured_with` evaluated them.
         below_tau: of an attack with a τ, how many images never reached it.
     """
 
@@ -54,6 +54,11 @@ class Result(Card):
     precision: str
     attacked_with: list[MadeWith]
     config: dict[str, Any]
+
+    @property
+    def runs(self) -> list[MadeWith]:
+        """All that its numbers come from, the attack first."""
+        return [*self.attacked_with, *super().runs]
 
 
 COLUMNS = [

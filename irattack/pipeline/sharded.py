@@ -170,7 +170,8 @@ class ByShards(Job):
             for fact in ("micro_batch", "compile")
         }
         says = {"made_with": made_with(self.cell.cfg) | used, **self.summary(name, whole, made)}
-        self.artifact(name).keep(whole, **says)
+        runs = distinct([card.made_with.model_dump() for card in made])
+        self.artifact(name).keep(whole, measured_with=runs, **says)
         return []
 
 

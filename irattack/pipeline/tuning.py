@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from irattack.hashing import key
 from irattack.models.network import networks
 from irattack.pipeline import memory, speed
-from irattack.pipeline.artifact import Artifact, Card
+from irattack.pipeline.artifact import Artifact, Card, MadeWith
 from irattack.pipeline.cell import Cell, file_name
 from irattack.pipeline.compute import build, device, made_with
 
@@ -99,6 +99,13 @@ def tuned(cell: Cell) -> Tuned:
     artifact = remembered(cell)
     if (found := artifact.card()) is None:
         says = trial(cell)
+        if not says["rates"]:  # others had the memory; not to be remembered
+            log.warning(
+                "%s: not even micro_batch=%d fits now; the next run tries again.",
+                *(cell.cfg.source, says["micro_batch"]),
+            )
+            made = MadeWith(**made_with(cell.cfg))
+            return Tuned(facts=artifact.facts, made_with=made, **says)
         for once in (True, False):  # what is there, and cannot be used, is replaced
             artifact.keep(once=once, made_with=made_with(cell.cfg), **says)
             if (found := artifact.card()) is not None:
@@ -151,7 +158,9 @@ def largest_that_pays(
     for batch in batches:
         try:
             rates[batch] = rate(batch)
-        except torch.OutOfMemoryError:
+        except RuntimeError as error:
+            if not memory.lacks_memory(error):
+                raise
             break
         pays = batch == best or rates[batch] >= PAYS * rates[best]
         best, vain = (batch, 0) if pays else (best, vain + 1)

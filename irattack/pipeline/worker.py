@@ -14,10 +14,10 @@ from tqdm import tqdm
 from irattack.attacks.loop import perturbations
 from irattack.attacks.losses import margin
 from irattack.attacks.norms import Norm
-from irattack.attacks.precision import without_tf32
 from irattack.attacks.randomness import Draws
 from irattack.data.images import Candidates, Images
 from irattack.errors import InputError, some
+from irattack.exact import without_tf32
 from irattack.models.network import check_finite, scale_for, scaled
 from irattack.pipeline import files
 from irattack.pipeline.artifact import Arrays

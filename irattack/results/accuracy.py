@@ -95,7 +95,7 @@ def write(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
     cfg = cells[0].cfg
     made = [job_of(cell, Accuracy).artifact("accuracy").card() for cell in cells]
     devices, versions, commits = (
-        " and ".join(sorted({getattr(card.made_with, fact) for card in made if card}))
+        " and ".join(sorted({getattr(run, fact) for card in made if card for run in card.runs}))
         for fact in ("device", "torch", "commit")
     )
     caption = (

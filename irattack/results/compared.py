@@ -18,7 +18,7 @@ from irattack.pipeline.visibility import Visibility
 from irattack.results.claims import correlation, interaction_record, verdicts
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs, same_images
 from irattack.results.tables import COLUMNS, gains, summaries
 
 SEEN = {"psnr": ("PSNR, dB", ".2f"), "ssim": ("SSIM", ".3f"), "lpips": ("LPIPS", ".3f")}
@@ -47,6 +47,7 @@ def mean_gain(ours: Cell, baseline: Cell) -> statistics.Interval:
     return statistics.mean_gain([(a, b) for a, b in pairs])[0]
 
 
+@needs(same_images)
 def compared(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A line a cell: success on each target, and the mean gain over what `against` names."""
     against = definition["against"]

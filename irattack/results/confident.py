@@ -12,7 +12,7 @@ from irattack.pipeline.values import number
 from irattack.results.criteria import record
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs, same_images
 
 
 def rate_and_gain(cell: Cell, baseline: Cell, targets: Sequence[str]) -> dict[str, Interval]:
@@ -31,6 +31,7 @@ def without(method: str, *settings: str) -> str:
     return " ".join(word for word in method.split() if word.split("=")[0] not in settings)
 
 
+@needs(same_images)
 def confident(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A line a source, confidence and attack; gains over PGD of the same loss and confidence."""
     heads = ["source", "median p_y", "method", "white-box %", "gain over PGD", "transfer %"]

@@ -20,7 +20,7 @@ from irattack.pipeline.statistics import Interval, Rule
 from irattack.pipeline.transfer import Answers, EqualLength
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition, needs
+from irattack.results.record import Definition, needs, same_images
 
 Pair = tuple[np.ndarray, np.ndarray]
 RULES: dict[str, Rule] = {
@@ -58,7 +58,7 @@ def has_its_rival(name: str, definition: Definition, cells: Sequence[Cell]) -> N
             raise InputError(f"{name}: needs {job.against} beside the others; add it to attack=.")
 
 
-@needs(has_its_rival)
+@needs(has_its_rival, same_images)
 def length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Gains over one attack, as they are and at equal length, of the last step."""
     heads = ["source", "norm", "method", "success %", "gain", "at equal length %", "gain there"]
@@ -135,6 +135,7 @@ def succeeded(
     return wrong, np.ones_like(clean)
 
 
+@needs(same_images)
 def success(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Each criterion, rule and format, with gains over the first attack of the table."""
     first = cells[0].method

@@ -42,7 +42,7 @@ def caption(cells: Sequence[Cell], success: str = CHOSEN) -> str:
     names += ["goal", "wanted"] if targeted else []
     settings = ", ".join(f"{name}={values(cells, name)}" for name in names)
     results = [card for cell in cells for card in cards(cell)]
-    made = [run for card in results for run in (*card.attacked_with, card.made_with)]
+    made = [run for card in results for run in card.runs]
     devices, versions, commits = (
         " and ".join(sorted({getattr(run, fact) for run in made}))
         for fact in ("device", "torch", "commit")

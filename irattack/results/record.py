@@ -8,12 +8,11 @@ from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from irattack.errors import InputError
 from irattack.hashing import sha256
 from irattack.pipeline import files as disk
-from irattack.pipeline.artifact import MadeWith
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import jobs_of
-from irattack.pipeline.results import Result
 from irattack.pipeline.values import PRECISIONS
 from irattack.results.headline import Claim
 from irattack.results.names import title
@@ -31,18 +30,31 @@ SETTINGS = {
 }
 
 
-def needs(check: Check) -> Callable[[Writer], Writer]:
+def needs(*checks: Check) -> Callable[[Writer], Writer]:
     """Marks what writes a table with what it needs, which is asked before any cell runs.
 
     Args:
-        check: raises InputError for cells of which the table cannot be made, done or not.
+        checks: raise InputError for cells of which the table cannot be made, done or not.
     """
 
     def marked(write: Writer) -> Writer:
-        write.check = check  # type: ignore[attr-defined]
+        write.checks = checks  # type: ignore[attr-defined]
         return write
 
     return marked
+
+
+def same_images(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError unless the cells of a source and norm have the same images."""
+    first: dict[tuple[str, str], Cell] = {}
+    for cell in cells:
+        other = first.setdefault((cell.cfg.source, cell.norm), cell)
+        if cell.images_facts != other.images_facts:
+            raise InputError(
+                f"{name}: compares {other.method} and {cell.method} image by image, and they are "
+                "of different images (seed, images, manifest or the benchmark's data and sources "
+                "differ); compare attacks on the same."
+            )
 
 
 class Record(BaseModel):
@@ -113,12 +125,9 @@ def told(fact: object) -> str:
 
 def runs(cells: Sequence[Cell]) -> list[dict[str, str]]:
     """The devices, threads, versions and commits that what a table reads was made with."""
-    found: list[MadeWith] = []
-    for job in (job for cell in cells for job in jobs_of(cell)):
-        for card in (job.artifact(name).card() for name in job.names):
-            if card is not None:
-                attacked = card.attacked_with if isinstance(card, Result) else []
-                found += [*attacked, card.made_with]
+    jobs = [job for cell in cells for job in jobs_of(cell)]
+    cards = [job.artifact(name).card() for job in jobs for name in job.names]
+    found = [run for card in cards if card is not None for run in card.runs]
     texts = [{name: told(fact) for name, fact in run.model_dump().items()} for run in found]
     return [run for i, run in enumerate(texts) if run not in texts[:i]]
 

@@ -17,7 +17,7 @@ from irattack.pipeline.statistics import Interval
 from irattack.results import plotting
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition, needs
+from irattack.results.record import Definition, needs, same_images
 
 MEASURES = {
     "interaction": "average interaction",
@@ -57,7 +57,7 @@ def the_same_of_each(name: str, definition: Definition, cells: Sequence[Cell]) -
         raise InputError(f"{name}: needs the same attacks of every source; select source= instead.")
 
 
-@needs(the_same_of_each)
+@needs(the_same_of_each, same_images)
 def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """The table, by source and on average, and the figure beside it."""
     sources = list(dict.fromkeys(cell.cfg.source for cell in cells))

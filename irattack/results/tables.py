@@ -1,6 +1,6 @@
 """Tables of success rates, the paper's numbers beside ours."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from operator import itemgetter
 
 import pandas as pd
@@ -13,7 +13,7 @@ from irattack.results.headline import Claim, Spec
 from irattack.results.names import clean_name, method_name, title
 from irattack.results.paper import CELL
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, same_images
 
 COLUMNS = [
     *(*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"),
@@ -46,26 +46,40 @@ def gains(cells: Sequence[Cell], pairs: Sequence[Sequence[str]], table: int | No
 
     Columns: attack, over, source, norm, target, n, those of `statistics.gains`, paper_gain.
     """
-    by_name = {(cell.method, cell.cfg.source, cell.norm): cell for cell in cells}
     printed = paper.rates(table).set_index(CELL)["paper_percent"]
     records = []
+    for both in paired(cells, pairs):
+        (source, norm), (ours, baseline) = (both[0].cfg.source, both[0].norm), both
+        for target in baseline.targets:
+            margins = [arrays(c, target)["margins"] for c in both]
+            first, second = (
+                float("nan")
+                if c.targeted  # of which the paper has none
+                else printed.get((source, c.method, norm, target), float("nan"))
+                for c in both
+            )
+            where = {"attack": ours.method, "over": baseline.method, "source": source}
+            where |= {"norm": norm, "target": target, "n": margins[0].shape[1]}
+            found = statistics.gains(*margins) | {"paper_gain": first - second}
+            records.append(where | found)
+    return pd.DataFrame(records, columns=GAIN)
+
+
+def paired(cells: Sequence[Cell], pairs: Sequence[Sequence[str]]) -> Iterator[tuple[Cell, Cell]]:
+    """The cells of the second attack of each pair and of the first, of each source and norm."""
+    by_name = {(cell.method, cell.cfg.source, cell.norm): cell for cell in cells}
     for baseline, ours in pairs:
         for (name, source, norm), cell in by_name.items():
-            if name != baseline or (ours, source, norm) not in by_name:
-                continue
-            both = (by_name[ours, source, norm], cell)
-            for target in cell.targets:
-                margins = [arrays(c, target)["margins"] for c in both]
-                first, second = (
-                    float("nan")
-                    if c.targeted  # of which the paper has none
-                    else printed.get((source, c.method, norm, target), float("nan"))
-                    for c in both
-                )
-                where = {"attack": ours, "over": baseline, "source": source, "norm": norm}
-                found = statistics.gains(*margins) | {"paper_gain": first - second}
-                records.append(where | {"target": target, "n": margins[0].shape[1]} | found)
-    return pd.DataFrame(records, columns=GAIN)
+            if name == baseline and (ours, source, norm) in by_name:
+                yield by_name[ours, source, norm], cell
+
+
+def comparable(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError where a gain or a claim is of different images."""
+    for both in paired(cells, definition.get("gain", [])):
+        same_images(name, definition, both)
+    if "claims" in definition:
+        same_images(name, definition, cells)
 
 
 def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:

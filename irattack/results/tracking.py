@@ -19,6 +19,7 @@ from irattack.pipeline.results import Results, cards
 
 logger = logging.getLogger(__name__)
 
+FACTS = ("commit", "device", "torch")  # of what a cell was made with
 UNSAFE = re.compile(r"[^\w.-]")  # in the name of a metric
 METRICS = (
     *("success_rate_percent", "ci_low", "ci_high", "crossfit_percent", "last_step_percent"),
@@ -74,8 +75,8 @@ def run_of(cell: Cell) -> Run:
     jobs, tags = jobs_of(cell), {"key": cell.key}
     for artifact in (job.artifact(name) for job in jobs for name in job.names):
         if card := artifact.card():
-            made = card.made_with
-            tags |= {"commit": made.commit, "device": made.device, "torch": made.torch}
+            made = {fact: {getattr(run, fact) for run in card.runs} for fact in FACTS}
+            tags |= {fact: " and ".join(sorted(found)) for fact, found in made.items()}
     measured = cards(cell) if any(isinstance(job, Results) for job in jobs) else []
     attacked = [run for card in measured for run in card.attacked_with]
     if attacked:

@@ -12,7 +12,7 @@ from irattack.pipeline.results import rows
 from irattack.results.compared import MEAN, mean_gain
 from irattack.results.names import method_name, signed, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition, needs
+from irattack.results.record import Definition, needs, same_images
 from irattack.results.tables import gains, summaries
 
 
@@ -35,7 +35,7 @@ def has_its_rival(name: str, definition: Definition, cells: Sequence[Cell]) -> N
         )
 
 
-@needs(has_its_rival)
+@needs(has_its_rival, same_images)
 def tuned(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A line a cell: the chosen settings, success by default and tuned, and the gain of the last.
 
