@@ -259,6 +259,9 @@ def test_a_verdict_is_where_the_interval_lies() -> None:
     assert verdict(2, 1, 3) == "holds"
     assert verdict(2, -1, 3) == verdict(1, float("nan"), float("nan")) == "undecided"
     assert verdict(-2, -3, -1) == "does not hold"
+    unlucky = (-2, -3, -1)  # as gains over the best of several equal attacks are
+    judged = headline.judge({"says": ""}, "points", unlucky, [unlucky], over_best=True)
+    assert judged.verdict == "undecided"
 
 
 def test_a_claim_against_the_best_of_the_others(root: Path) -> None:
@@ -268,6 +271,8 @@ def test_a_claim_against_the_best_of_the_others(root: Path) -> None:
     alone = tables.judge(one.cells, {"says": "", "more": "ir", "less": "pgd", "norm": "linf"}, 1)
     best = tables.judge(one.cells, {"says": "", "more": "ir", "norm": "linf"}, 1)
     assert alone == best  # PGD is the only other
+    assert best is not None
+    assert not best.over_best
     assert tables.judge(one.cells, {"says": "", "more": "mi", "norm": "linf"}, 1) is None
     fewer = tables.judge(one.cells, {"says": "", "more": "ir", "norm": "linf"}, 3)
     assert fewer is None  # the paper's Table 3 has rivals that are not there

@@ -347,8 +347,11 @@ def test_a_table_that_cannot_be_made_is_refused_before_its_cells_run(
 def test_a_cell_without_one_attack_is_refused_where_all_are_compared() -> None:
     settings.register_resolvers()
     with composing.hydra():
-        table = plans.plan("rivals", ["attack=pgd,mi"])
+        table = plans.plan("rivals", [])
+        few = plans.plan("rivals", ["attack=pgd,mi,vr,sgm,ti,di,ir"])
     reproduce.writer(table)
+    with pytest.raises(InputError, match="over 7 attacks; select 8 or more"):
+        reproduce.writer(few)
     fewer = replace(table, chosen=table.chosen[:-1])
     with pytest.raises(InputError, match=r"^rivals: needs the same attacks of every source"):
         reproduce.writer(fewer)

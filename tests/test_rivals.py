@@ -179,6 +179,8 @@ def test_intervals_over_attacks_and_over_images() -> None:
     assert low < value < high
     with pytest.raises(InputError, match="over 3 attacks"):
         correlation.correlate(x[:, :3], x[:, :3])
+    with pytest.raises(InputError, match="over 7 attacks; select 8 or more"):
+        correlation.correlate(x[:, :7], noise[:, :7], [noise[:, :7], noise[:, 4:11]])
 
 
 def test_the_interval_over_attacks_covers_the_truth() -> None:
@@ -234,7 +236,7 @@ def test_the_job_measures_what_it_says(tmp_path: Path) -> None:
 
 
 def test_the_table_and_its_figure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    given = [*SMALL, f"output={tmp_path}", "attack=pgd,mi,noise,ti"]
+    given = [*SMALL, f"output={tmp_path}", "attack=pgd,mi,noise,ti,di,sgm,singlestep,maskaug"]
     monkeypatch.setattr("sys.argv", ["reproduce", "rivals", *given])
     reproduce.main()
     tables = list((tmp_path / "photos/tables").glob("rivals-*.csv"))

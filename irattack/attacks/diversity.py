@@ -108,7 +108,8 @@ class Spectrum:
     """SSA: T(z) = IDCT(M ⊙ DCT(z + ξ)), averaged over copies (Long et al., 2022).
 
     ξ ~ N(0, σ² I) and M uniform in [1 − ρ, 1 + ρ], for each pixel and frequency of each channel;
-    the cosine transform is that of whole images.
+    the cosine transform is that of whole images. The gradient is that of J by δ, through T; the
+    authors' code takes the one by T(z), at T(z), instead.
 
     Args:
         copies: N, copies an image and step; 20 in the paper.

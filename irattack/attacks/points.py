@@ -14,7 +14,7 @@ estimate  EnhancedMomentum     EMI  (Wang et al., 2021)
 All take `at(δ, name)`, the gradient of J at a δ, whose random numbers (masks, noise, transforms)
 are those of the step if `name` is empty, and others for each other name. As in their authors' code
 the points may lie outside the ball and outside of [0, 1]. A length in a direction g is
-α g / mean|g| in L∞, as there, where the papers write α g / ‖g‖₁ (`norms.along`).
+α g / mean|g| in L∞, as there (`norms.along`), whatever the papers write: α g / ‖g‖₁, or g itself.
 """
 
 from collections.abc import Callable, Iterator, Sequence

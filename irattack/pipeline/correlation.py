@@ -12,7 +12,7 @@ import numpy as np
 from irattack.errors import InputError
 from irattack.pipeline.statistics import LEVEL, RESAMPLES, Interval, resamples
 
-LEAST = 4  # attacks
+LEAST = 4  # attacks more than twice the variables held, of which there is one at least
 Points = np.ndarray  # (..., A), a value for each of A attacks
 
 
@@ -55,6 +55,13 @@ def limits(drawn: np.ndarray) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def enough(attacks: int, held: int) -> None:
+    """Raises InputError for so few attacks that a correlation is ±1, or its interval too short."""
+    least = LEAST + 2 * max(held, 1)
+    if attacks < least:
+        raise InputError(f"a correlation over {attacks} attacks; select {least} or more.")
+
+
 def correlate(
     x: np.ndarray, y: np.ndarray, held: Sequence[np.ndarray] = (), seed: int = 0
 ) -> tuple[Interval, Interval]:
@@ -66,14 +73,14 @@ def correlate(
         seed: of the bootstraps.
 
     Returns:
-        The correlation with the interval over attacks, and with that over images.
+        The correlation with the interval over attacks, and with that over images. Of measures as
+        noisy as their attacks differ, both are nearer to 0 than the correlation of true means.
 
     Raises:
         InputError: there are too few attacks.
     """
     attacks, n = x.shape[1:]
-    if attacks < LEAST:
-        raise InputError(f"a correlation over {attacks} attacks; select {LEAST} or more.")
+    enough(attacks, len(held))
 
     def over(means: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
         own, other, *rest = (means(values) for values in (x, y, *held))

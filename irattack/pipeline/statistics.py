@@ -20,7 +20,7 @@ resamples hardly differ.
 """
 
 from collections.abc import Callable, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from statistics import NormalDist
 from typing import Any
 
@@ -165,18 +165,25 @@ def wilson(hits: float, n: float) -> tuple[float, float]:
     rate, total = hits / n, n + Z**2
     centre = (hits + Z**2 / 2) / total
     half = Z * (n * rate * (1 - rate) + Z**2 / 4) ** 0.5 / total
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    low, high = max(centre - half, 0.0), min(centre + half, 1.0)
+    return min(low, rate), max(high, rate)  # which rounding may put outside
 
 
-def wilson_of_scores(total: float, squares: float, n: float) -> tuple[float, float]:
+def wilson_of_scores(
+    total: float, squares: float, n: float, least: float = 1.0
+) -> tuple[float, float]:
     """Wilson's interval for the mean of n scores, by their sum and squares.
 
     Scores that vary more than successes of the same mean do, as where images count for few of the
-    rates, count as so many fewer.
+    rates, count as so many fewer; those that vary less, as means of several rates, as more.
+
+    Args:
+        least: by what the variance of successes is multiplied at least: one over the rates of
+            which a score is the mean, as if they were independent.
     """
     mean = total / n
     binary = mean * (1 - mean)
-    spread = max(1.0, (squares / n - mean**2) / binary) if binary > 0 else 1.0
+    spread = max(least, (squares / n - mean**2) / binary) if binary > 0 else 1.0
     return wilson(total / spread, n / spread)
 
 
@@ -305,7 +312,8 @@ def mean_rate(
         rates: (T, N) bool each, all on the same images.
     """
     pairs = [(own, np.zeros_like(own)) for own in rates]
-    return _means(pairs, rule, seed, counted, wilson_of_scores)
+    interval = partial(wilson_of_scores, least=1 / len(pairs))
+    return _means(pairs, rule, seed, counted, interval)
 
 
 def _of_scores(

@@ -9,7 +9,7 @@ import seaborn as sns
 from irattack.errors import InputError
 from irattack.interactions.averages import average
 from irattack.pipeline.cell import Cell
-from irattack.pipeline.correlation import correlate
+from irattack.pipeline.correlation import correlate, enough
 from irattack.pipeline.job import job_of
 from irattack.pipeline.measures import Contributions
 from irattack.pipeline.predictors import Predictors
@@ -57,7 +57,12 @@ def the_same_of_each(name: str, definition: Definition, cells: Sequence[Cell]) -
         raise InputError(f"{name}: needs the same attacks of every source; select source= instead.")
 
 
-@needs(the_same_of_each, same_images)
+def many(name: str, definition: Definition, cells: Sequence[Cell]) -> None:
+    """Raises InputError for too few attacks."""
+    enough(len({cell.method for cell in cells}), len(HELD))
+
+
+@needs(the_same_of_each, same_images, many)
 def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """The table, by source and on average, and the figure beside it."""
     sources = list(dict.fromkeys(cell.cfg.source for cell in cells))
@@ -102,7 +107,8 @@ def rivals(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     remarks = [
         f"Over {len(methods)} attacks ({', '.join(method_name(m) for m in methods)}), a point an "
         f"attack: means over {n} images. Of each correlation two {limits}: over attacks, which are "
-        "few, and over images, the same for all attacks.",
+        "few, and over images, the same for all attacks. Means of noisy measures correlate less "
+        "than what they measure, and these intervals are of the means as they were measured.",
         f"Every δ of the last step is scaled to ‖δ‖₂ = {job.length}, not rounded to 8 bits and not "
         "clipped; success is of that image, the mean over the targets. Interactions in logits; of "
         f"neighbours, by {job.pairs} pairs of cells that share a side, each with a context (Eq. "

@@ -95,7 +95,7 @@ def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
         if cell.norm == spec["norm"]
         for target in cell.targets
     }
-    where, pairs = [], []
+    where, pairs, most = [], [], 0  # rivals among which one was chosen
     if "less" not in spec and set(paper.rates(table).attack) - {cell.name for cell in cells}:
         return None  # the best of some of them is another claim
     for (source, target, method), ours in found.items():
@@ -105,12 +105,14 @@ def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
             if place == [source, target] and other == spec.get("less", other) != method
         ]
         if method == spec["more"] and rivals:
+            most = max(most, len(rivals))
             where.append((source, target))
             pairs.append((ours, max(rivals, key=itemgetter(0))[1]))
     if not pairs:
         return None
     printed = headline.printed(spec, table, where)
-    return headline.judge(spec, "points", *statistics.mean_gain(pairs), printed)
+    gained = statistics.mean_gain(pairs)
+    return headline.judge(spec, "points", *gained, printed, over_best=most > 1)
 
 
 def layout(results: pd.DataFrame, gain: pd.DataFrame, norm: str) -> list[list[str]]:
