@@ -22,6 +22,7 @@ from irattack.attacks.randomness import Draws
 from irattack.data import photos
 from irattack.data.classes import synsets
 from irattack.data.images import Images
+from irattack.models.network import resized
 from irattack.pipeline import speed, tuning
 from irattack.pipeline.cell import Cell, attack_of
 from irattack.pipeline.codec import read_frames
@@ -100,6 +101,9 @@ def repeat(cfg: DictConfig) -> Found:
         first, second = (lab.trajectory(cfg.checks.steps) for _ in range(2))
         off = int((first != second).sum())
         demand(off == 0, f"{precision}: {off} of {first.numel()} elements differ between two runs")
+    x = lab.x.repeat(1, 1, 9, 9)[..., :224, :224].requires_grad_()  # where networks see fewer px
+    first, second = (torch.autograd.grad(resized(x, 160).square().sum(), x)[0] for _ in range(2))
+    demand(torch.equal(first, second), "the gradient of a resize differs between two runs")
     return {"bit-identical": " ".join(precisions), "steps": cfg.checks.steps}
 
 
