@@ -70,7 +70,7 @@ status: setup ## what of every table and figure is done, in Slurm's queue or bro
 clean-cache: setup ## remove what no table or figure needs with these settings
 	$(RUN) -m irattack clean $(EXTRA)
 
-clean: ## remove outputs and caches; .venv stays
+clean: ## remove all results (outputs) and caches; .venv stays
 	rm -rf outputs site .cache .mypy_cache .ruff_cache .pytest_cache
 
 train-photos: setup ## retrain the networks of benchmark=photos and report their accuracy

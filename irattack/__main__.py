@@ -26,10 +26,10 @@ def main() -> None:
         asks = any(word in HELP for word in words)
         words = [word for word in words if word not in HELP]
         name = words[0] if words else "run"
-        if name[0] == "-" or "=" in name:
-            name = "run"
-        elif words:
-            words = words[1:]
+        if name[0] == "-" or "=" in name:  # settings may come before the command
+            name = next((word for word in words if word in COMMANDS), "run")
+        if name in words:
+            words.remove(name)
         if name not in COMMANDS:
             raise unknown(
                 "command",

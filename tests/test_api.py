@@ -139,6 +139,13 @@ def test_sgm_finds_the_branches_of_a_wrapped_network(batch: tuple[Tensor, Tensor
         attack("sgm", models.Network(body, [0.5] * 3, [0.25] * 3, 8, {"branches": "0$"}), x, y)
 
 
+class Detached(Pair):
+    """As networks are that were made for evaluation alone."""
+
+    def forward(self, images: Tensor) -> tuple[Tensor, str]:
+        return super().forward(images.detach())
+
+
 MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"how": "irr"}, "attack=irr: did you mean ir"),
     ({"how": ["mi", "irr"]}, "piece=irr: did you mean ir"),
@@ -163,6 +170,7 @@ MISTAKES: list[tuple[dict[str, Any], str]] = [
     ({"how": "mi,ir"}, r"attack\('mi,ir'\): expected one attack, or a list of pieces"),
     ({"how": []}, r"attack\(\[\]\): names nothing"),
     ({"how": "sgm"}, "SGM needs a source with skip connections"),
+    ({"net": Detached()}, "net: no gradient goes through it to its images"),
 ]
 
 
@@ -179,6 +187,11 @@ def test_mistakes_with_interactions_and_without_effect(batch: tuple[Tensor, Tens
     x, y = batch
     with pytest.raises(InputError, match=r"delta: is \(2, 5, 3, 8, 8\) where x is"):
         interactions.average(Pair(), x, torch.stack([x, x]), y)
+    with pytest.raises(InputError, match="delta: has values that are NaN or infinite"):
+        interactions.average(Pair(), x, x / 0, y)
+    softmax = nn.Sequential(nn.Flatten(), nn.Linear(192, 2).double(), nn.Softmax(1))
+    with pytest.warns(UserWarning, match="net: gives numbers that sum to 1, as a softmax does"):
+        attack("pgd", softmax, x, y, steps=1)
     with pytest.raises(InputError, match="grid=1: expected a whole number from 2 to 8"):
         interactions.average(Pair(), x, 0 * x, y, grid=1)
     with pytest.raises(InputError, match="micro_batch=0: expected a whole number from 1 on"):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 
 from irattack.commands import plans, reproduce
@@ -78,8 +79,12 @@ MISTAKES = {
     "cells=65": "has only 64 cells",
     "grid=33": "finer than the image",
     "images=100000": "classified correctly by every source model",
-    "benchmark.step_size.linf=abc": "expected a finite number",
-    "benchmark.step_size.linf=-1": "expected a finite number above 0",
+    "benchmark.step_size.linf=abc": "expected a number in (0, 1]",
+    "benchmark.step_size.linf=-1": "expected a number in (0, 1]",
+    "benchmark.step_size.linf=2": "expected a number in (0, 1] for images in [0, 1], such as 2/255",
+    "benchmark.step_size.l2=0": "expected a finite number above 0",
+    "norm.step_size=2": "norm.step_size=2: expected a step in (0, 1]",
+    "benchmark.sigma=15": "expected a number from 0 to 1 for images in [0, 1], or 15/255",
     "benchmark.kernel=4": "odd whole number",
     "norm=free": "belong together",
     "norm.eps=16": "norm.eps=16: expected a radius in (0, 1]",
@@ -113,7 +118,7 @@ MISTAKES = {
     "lam=0,1": "-m to run once for each",
     "epsilon=1": "did you mean precision or eps",
     "attack.norm.epsilon=1": "no such setting",
-    "lam": "name=value",
+    "lam": "lam: is no setting; settings are given as name=value",
     "benchmark.data.split=foo": "expected one of train, val, test",
 }
 
@@ -158,8 +163,10 @@ def test_labels_are_read_before_weights(run: Run, tmp_path: Path, monkeypatch: A
 def test_a_slot_that_there_is_not(run: Run) -> None:
     status, out, err = run("attack=ir", "+attack.foo=3", *QUICK)
     assert (status, out) == (2, "")
-    assert err.startswith("irattack: attack=ir: cannot be made (")
+    assert err.startswith("irattack: attack=ir: slot=foo: did you mean look? expected one of norm")
     assert err.count("\n") == 1
+    _, _, err = run("attack=ir", "+attack.accumulator={mu:1}", *QUICK)
+    assert "slot=accumulator: did you mean accumulate?" in err
 
 
 def test_unknown_table(run: Run) -> None:
@@ -311,6 +318,17 @@ def test_an_attack_goes_by_the_name_of_its_yaml(
     status, out, err = run("attack=mine", f"--config-dir={own}", *QUICK)
     assert (status, out) == (2, "")
     assert "attack=mine: its yaml has `name: pgd`; write `name: mine` there." in err
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+@pytest.mark.parametrize("given", ["device=cuda", "precision=tf32"])
+def test_a_device_that_is_not_there_is_refused_before_images_are_chosen(
+    given: str, run: Run, tmp_path: Path
+) -> None:
+    status, out, err = run("attack=ir", given, *QUICK)
+    assert (status, out) == (2, "")
+    assert err.startswith(f"irattack: {given}")
+    assert not list(tmp_path.rglob("images"))
 
 
 @pytest.mark.parametrize("flag", ["--norm", "--norm=l2", "-device"])

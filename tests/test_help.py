@@ -47,6 +47,38 @@ def test_every_command_says_what_it_does(capsys: pytest.CaptureFixture) -> None:
         assert capsys.readouterr().out.startswith(first)
 
 
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["reproduce", "table1", "table2"], "reproduce: table1 table2: give one name of a table"),
+        (["reproduce"], "reproduce: name a table or figure: one of budget, "),
+        (["images=4", "reproduce", "tabel1"], "table=tabel1: did you mean table1"),
+        (["status", "tabel1"], "table=tabel1: did you mean table1"),
+        (["estimate", "tabel1"], "table=tabel1: did you mean table1"),
+        (["clean", "table1"], "clean table1: takes no name"),
+        (["validate", "tabel1"], "table=tabel1: did you mean table1"),
+    ],
+)
+def test_words_that_a_command_does_not_take(
+    words: list[str], sentence: str, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["irattack", *words])
+    with pytest.raises(SystemExit):
+        entry.main()
+    assert capsys.readouterr().err.startswith(f"irattack: {sentence}")
+
+
+def test_status_of_one_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = [f"output={tmp_path}", "status", "table4"]  # settings may come before a command
+    monkeypatch.setattr(sys, "argv", ["irattack", *given])
+    entry.main()
+    heads, _, line = capsys.readouterr().out.splitlines()[-3:]
+    assert heads.startswith("table or figure")
+    assert line.startswith("table4")
+
+
 def test_the_examples_of_help_compose() -> None:
     register_resolvers()
     assert len(EXAMPLES) == 5
@@ -130,6 +162,8 @@ def test_validate_a_table_that_is_fine(tmp_path: Path, monkeypatch: pytest.Monke
         ("irattack reproduce table1 norm=", "", "irattack norm="),
         ("irattack attack=ir sou", "", "irattack attack=ir sou"),
         ("irattack status so", "", "irattack so"),
+        ("irattack status conf", "confident", None),
+        ("irattack reproduce so", "", None),
     ],
 )
 def test_completion(

@@ -65,7 +65,7 @@ def test_the_wheel_works_in_an_empty_folder(installed: Path, tmp_path: Path) -> 
     assert "Usage: irattack" in run(installed, tmp_path, "--help")
     assert not list(tmp_path.iterdir())
     mistake = run(installed, tmp_path, "reproduce", "table9", status=2)
-    assert mistake.startswith("irattack: reproduce=table9: did you mean table")
+    assert mistake.startswith("irattack: table=table9: did you mean table")
 
     cell = ["attack=ir", "source=resnet34", "targets=secured", *TINY]
     out = run(installed, tmp_path, *cell)

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
-from irattack.commands import composing, plans, report, reproduce
+from irattack.commands import composing, plans, report, reproduce, status
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
 from irattack.pipeline import statistics
@@ -41,6 +41,19 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
             GlobalHydra.instance().clear()
     assert report.write([f"output={output}"]) == output / "photos/report/index.html"
     return output / "photos"
+
+
+def test_what_a_table_was_made_of_is_not_cleaned_away(root: Path) -> None:
+    register_resolvers()
+    with composing.hydra():  # of other settings, whose own steps are not there
+        others = {"table4": plans.plan("table4", [f"output={root.parent}"])}
+    steps = sorted(path for path in root.rglob("*.b2"))
+    assert steps
+    foreign = root / "steps/of-no-table"
+    foreign.mkdir()
+    assert "Removed 1 of" in status.cleaned(others)
+    assert sorted(root.rglob("*.b2")) == steps
+    assert not foreign.exists()
 
 
 def csv(root: Path, suffix: str = "") -> pd.DataFrame:

@@ -137,6 +137,11 @@ def gradient(
                 seen = first.transform(z, first.draws[images, probes].flatten(0, 1))
                 check_one_each("transform", seen, z)
             logits, label = model(seen), labels[part]
+            if not logits.requires_grad:
+                raise InputError(
+                    "net: no gradient goes through it to its images; it, or a transform, detaches "
+                    "them or computes under torch.no_grad()."
+                )
             if first.at_delta:
                 rival[images] = strongest_rival(logits.detach(), label)
             values = [term.value(logits, label, rivals[part]) for term in group]

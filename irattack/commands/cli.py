@@ -116,6 +116,8 @@ def explain(error: InputError | HydraException | OmegaConfBaseException) -> str:
         return _unknown_setting(found[1])
     if found := re.search(r"Key '([^']+)' is not in struct", text):
         return _unknown_setting(found[1])
+    if found := re.match(r"Error parsing override '([^'=]+)' ?missing EQUAL", text):
+        return f"{found[1]}: is no setting; settings are given as name=value, such as norm=l2."
     if isinstance(error, OverrideParseException):
         return f"{text.split(' See https')[0]}: settings are given as name=value."
     if "Ambiguous value" in text:
@@ -171,6 +173,7 @@ FLAGS = (  # Hydra's, of more than one letter
 def tidy_arguments() -> None:
     """Lets flags stand anywhere, `--cfg job` show resolved values, and errors be ours."""
     os.environ["HYDRA_FULL_ERROR"] = "1"
+    logging.getLogger("hydra.utils").setLevel(logging.CRITICAL)  # whose errors are raised, too
     logging.raiseExceptions = False  # a log file on a full disk is no reason for a traceback
     for stream in (sys.stdout, sys.stderr):  # a terminal that has no λ shows a ? in its place
         if isinstance(stream, io.TextIOWrapper):

@@ -18,10 +18,14 @@ def complete() -> None:
     program, *given = typed.split()
     last = "" if typed[-1] == " " or not given else given.pop()
     if given and given[0] in COMMANDS:
-        choices = names(given.pop(0))
+        command = given.pop(0)
+        choices = names(command)
         if choices and not given and "=" not in last:
-            print(*(name for name in choices if name.startswith(last)))
-            raise SystemExit(0)
+            fitting = [name for name in choices if name.startswith(last)]
+            if fitting or "[" not in COMMANDS[command].arguments.split()[0]:
+                print(*fitting)
+                raise SystemExit(0)
+            choices = []  # a name that may be left out
         given = given[1:] if choices else given
     elif not given:
         print(*(name for name in COMMANDS if name.startswith(last)), end=" ")

@@ -1,8 +1,8 @@
 """`make estimate`: the hours and the disk that each table and figure takes on this device.
 
-    irattack estimate [name=value …]
+    irattack estimate [TABLE] [name=value …]
 
-The networks are timed here, for a few seconds each, with random weights: bare passes at their best
+The networks are timed here, for some seconds each, with random weights: bare passes at their best
 batch. A table's cells say how many passes they need (probes of the attack, steps, images, targets);
 the ratio of the step cache is measured on an attack on photographs. A cell that two tables share
 is counted once in the total.
@@ -13,11 +13,10 @@ from dataclasses import dataclass
 
 import torch
 from tabulate import tabulate
-from tqdm import tqdm
 
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.disk import cache_speed
-from irattack.commands.plans import Plan, plans
+from irattack.commands.plans import Plan, named_table, plans
 from irattack.commands.settings import register_resolvers
 from irattack.pipeline import speed
 from irattack.pipeline.cell import Cell, attack_of
@@ -46,7 +45,9 @@ def timed(cells: list[Cell], least: float) -> Speeds:
     one, speeds = cells[0], Speeds({}, {})
     where, size = device(one.cfg), one.cfg.benchmark.size
     batches = BATCHES[where.type]
-    for name in tqdm({**sources, **targets}, desc="timing", leave=False, disable=None):
+    names = {**sources, **targets}
+    for number, name in enumerate(names, 1):
+        print(f"timing {name}, {number} of {len(names)} …", file=sys.stderr, flush=True)
         model = build(one, name, "source")
         if name in sources:
             kind = speed.forward_backward
@@ -142,5 +143,6 @@ def main() -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        given = ["benchmark=imagenet", "pretrained=false", *sys.argv[1:]]
-        print(estimate(plans(given)))
+        name, words = named_table("estimate", sys.argv[1:])
+        given = ["benchmark=imagenet", "pretrained=false", *words]
+        print(estimate(plans(given, only=name)))

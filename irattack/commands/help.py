@@ -74,10 +74,16 @@ COMMANDS = {
         "irattack.commands.report", "main", SETTINGS, "one page of all that is on the disk"
     ),
     "status": Command(
-        "irattack.commands.status", "main", SETTINGS, "what of every table is done, and its size"
+        "irattack.commands.status",
+        "main",
+        f"[TABLE] {SETTINGS}",
+        "what of every table is done, and its size",
     ),
     "estimate": Command(
-        "irattack.commands.estimate", "main", SETTINGS, "hours and disk that every table takes here"
+        "irattack.commands.estimate",
+        "main",
+        f"[TABLE] {SETTINGS}",
+        "hours and disk that every table takes here",
     ),
     "gpu": Command(
         "irattack.commands.gpu", "main", SETTINGS, "what a machine with a GPU has to prove"

@@ -79,7 +79,7 @@ def load_definition(name: str) -> dict[str, Any]:
     """The definition of a table or figure."""
     paths = definitions()
     if name not in paths:
-        raise unknown("reproduce", name, sorted(paths))
+        raise unknown("table", name, sorted(paths))
     definition = OmegaConf.to_container(OmegaConf.load(paths[name]))
     assert isinstance(definition, dict)
     return {"name": name, **{str(key): value for key, value in definition.items()}}
@@ -255,11 +255,32 @@ def given_by(overrides: list[str]) -> dict[str, list[str]]:
     return {"overrides": list(overrides), "kept": kept}
 
 
-def plans(overrides: list[str], strict: bool = False) -> dict[str, Plan]:
+def named_table(command: str, words: Sequence[str]) -> tuple[str | None, list[str]]:
+    """The table or figure that is named among the words of a command, if any, and the settings.
+
+    Raises:
+        InputError: several are.
+    """
+    names = [word for word in words if "=" not in word and word[0] not in "-~"]
+    if len(names) > 1:
+        raise InputError(
+            f"{command}: {' '.join(names)}: give one name of a table or figure at a time; settings "
+            "are name=value."
+        )
+    return names[0] if names else None, [word for word in words if word not in names]
+
+
+def plans(overrides: list[str], strict: bool = False, only: str | None = None) -> dict[str, Plan]:
     """Every table and figure of a benchmark that has cells with these overrides, by name.
 
     One that is itself wrong is left out with a warning; if `strict`, nothing is done instead.
+
+    Args:
+        only: the name of the one that is wanted.
     """
+    if only is not None:
+        with hydra():
+            return {only: plan(only, overrides)}
     chosen = benchmark(overrides)
     found, wrong, composer = dict[str, Plan](), dict[str, str](), Composer(overrides)
     with hydra():

@@ -69,7 +69,7 @@ def queue() -> dict[Promise, Task]:
     command = ["squeue", "--user", str(os.getuid()), "--array", "--noheader"]
     done = subprocess.run([*command, "--format=%F|%K|%t|%o"], capture_output=True, text=True)
     if done.returncode:
-        why = " ".join(done.stderr.split())[-200:]
+        why = (done.stderr.strip().splitlines() or ["without a word"])[-1]
         raise InputError(f"Slurm's squeue does not answer ({why}); what is queued is not known.")
     found: dict[Promise, Task] = {}
     lists: dict[Path, list[list[Promise]]] = {}

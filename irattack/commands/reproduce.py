@@ -14,10 +14,10 @@ from hydra.utils import get_method
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import hydra
 from irattack.commands.launch import as_sweep, divided, failures, of_launcher
-from irattack.commands.plans import Plan, definitions, once, plan
+from irattack.commands.plans import Plan, definitions, named_table, once, plan
 from irattack.commands.progress import Progress
 from irattack.commands.settings import register_resolvers
-from irattack.errors import InputError, unknown
+from irattack.errors import InputError
 from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.results import Results
@@ -68,11 +68,12 @@ def run(name: str, chosen: list[tuple[Cell, dict[str, Any]]], overrides: list[st
     from irattack.commands.run import job
 
     waiting = once([chosen[i] for i in progress.waiting])
-    if any(cell.cfg.precision == "tf32" for cell, _ in waiting):  # else PyTorch is of no use here
-        from irattack.pipeline.compute import check_precision
+    asked = {(cell.cfg.precision == "tf32", cell.cfg.device): cell.cfg for cell, _ in waiting}
+    if {*asked} - {(False, "auto"), (False, "cpu")}:  # else PyTorch is of no use here
+        from irattack.pipeline.compute import check_device
 
-        for cell, _ in waiting:
-            check_precision(cell.cfg)
+        for cfg in asked.values():
+            check_device(cfg)
     if choices := [choice for _, choice in waiting]:
         sys.argv = ["irattack", "-m", as_sweep(choices), *overrides]
         with progress.shown(), failures():
@@ -129,10 +130,11 @@ def asked() -> tuple[Plan, list[str], list[str]]:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        if not sys.argv[1:]:
-            raise unknown("reproduce", "", sorted(definitions()))
-        name, *words = sys.argv[1:]
-        launcher, overrides = divided(words)
+        launcher, words = divided(sys.argv[1:])
+        name, overrides = named_table("reproduce", words)
+        if name is None:
+            names = ", ".join(sorted(definitions()))
+            raise InputError(f"reproduce: name a table or figure: one of {names}.")
         with hydra():
             return plan(name, overrides), launcher, [name, *overrides]
 

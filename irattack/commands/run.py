@@ -74,6 +74,10 @@ def work(cfg: DictConfig) -> None:
     made = False
     for one in jobs_of(cell):
         missing = one.missing()
+        if missing and not made:
+            from irattack.pipeline.compute import check_device  # before images are chosen
+
+            check_device(settings)
         made |= bool(missing)
         if missing and in_worker():
             log.info("%s: %s.", one.title, one.kind)

@@ -1,9 +1,11 @@
 """What of every table and figure is done or in Slurm's queue, and cleaning away what none needs.
 
-    irattack status [name=value …]
+    irattack status [TABLE] [name=value …]
     irattack clean [name=value …]
 
-Settings are those of `make reproduce-…`; a cell of other settings is another cell.
+Settings are those of `make reproduce-…`; a cell of other settings is another cell. Steps and
+interactions of tables and figures that were made, with whatever settings, are not cleaned away
+while their files lie in the output folder; those of single cells are.
 """
 
 import contextlib
@@ -19,8 +21,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from irattack.commands.cli import one_sentence, tidy_arguments
-from irattack.commands.plans import Plan, plans
+from irattack.commands.cli import REFUSED, one_sentence, tidy_arguments
+from irattack.commands.composing import hydra
+from irattack.commands.plans import Plan, named_table, plan, plans
 from irattack.commands.queue import absent, queue
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
@@ -116,15 +119,28 @@ def status(tables: dict[str, Plan]) -> str:
     return tabulate(lines, heads)
 
 
-def cleaned(tables: dict[str, Plan]) -> str:
-    """Removes steps and interactions of cells that no table lists; says how much.
+def made(root: Path) -> Iterator[Job]:
+    """The jobs of all tables and figures that lie in an output folder, with their settings."""
+    from irattack.results import record
 
-    And what killed processes left, and the parts of what is merged. Results stay: they are small.
-    Of a link only the link is removed, and nothing outside the output folder.
+    with hydra():
+        for found in record.read(root):
+            given = [text for text in found.overrides if not text.startswith("output=")]
+            given.append(f"output={root.parent}")
+            with contextlib.suppress(*REFUSED):  # of a yaml that has changed since
+                yield from plan(found.name, given).jobs
+
+
+def cleaned(tables: dict[str, Plan]) -> str:
+    """Removes steps and interactions of cells of no table; says how much.
+
+    Neither of these tables, nor of one that was made with other settings and lies there. And what
+    killed processes left, and the parts of what is merged. Results stay: they are small. Of a link
+    only the link is removed, and nothing outside the output folder.
     """
     jobs = [job for table in tables.values() for job in table.jobs]
     root, home = jobs[0].cell.root, Path(jobs[0].cell.cfg.output).resolve()
-    known = {folder for job in jobs for folder in job.folders}
+    known = {folder for job in (*jobs, *made(root)) for folder in job.folders}
     found = [path for kind in CACHES for path in sorted((root / kind).glob("*"))]
     doomed = [path for path in found if path not in known and path.name[0] != "."]
     for job in jobs:
@@ -147,8 +163,12 @@ def main(work: Callable[[dict[str, Plan]], str] = status, strict: bool = False) 
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        given = [word for word in sys.argv[1:] if word[0] != "-"]
-        print(f"With {' '.join(given) or 'the default settings'}:\n\n{work(plans(given, strict))}")
+        words = [word for word in sys.argv[1:] if word[0] != "-"]
+        name, given = named_table("clean" if strict else "status", words)
+        if strict and name:
+            raise InputError(f"clean {name}: takes no name; what no table needs is removed.")
+        tables = plans(given, strict, name)
+        print(f"With {' '.join(given) or 'the default settings'}:\n\n{work(tables)}")
 
 
 def clean() -> None:

@@ -63,6 +63,8 @@ def contributions(
             f"delta: is {tuple(getattr(delta, 'shape', ()))} where x is {tuple(x.shape)}; expected "
             "both (B, C, H, W), of one step."
         )
+    if not delta.isfinite().all():
+        raise InputError("delta: has values that are NaN or infinite; give finite ones.")
     ranged("grid", grid, 2, min(x.shape[-2:]), whole=True)
     ranged("micro_batch", micro_batch, 1, whole=True)
     with classifier(net, x, y) as model:

@@ -31,7 +31,10 @@ def find_weights(name: str, card: dict[str, Any], folder: str | None) -> Path:
     wanted = f"weights_dir=FOLDER with {wanted}"
     if own is not None:
         how = f": {card['how']}" if "how" in card else ""
-        raise InputError(f"{name}: there is no file {own}{how}; give {wanted}.")
+        raise InputError(
+            f"{name}: its yaml names `weights: {card['weights']}`, and there is no such file{how}; "
+            f"correct the path, or give {wanted}."
+        )
     if "factory" in card:
         raise InputError(f"{name}: its yaml names no `weights:`; add them there, or give {wanted}.")
     from irattack.models.published import download  # takes seconds, which others need not wait

@@ -1,6 +1,7 @@
 """A network and images of the user's own, checked, as the rest of irattack takes them."""
 
 import contextlib
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -47,7 +48,9 @@ def classifier(net: nn.Module, x: Tensor, y: Tensor) -> Iterator[nn.Module]:
     try:
         model = net if isinstance(net, Network | Ensemble) else Classifier(net).eval()
         with torch.no_grad():
-            check_logits(_tried(model, x.flatten(0, -4)[:1]), y)
+            found = _tried(model, x.flatten(0, -4)[:1])
+            check_logits(found, y)
+            warn_of_probabilities(found)
         yield model
     finally:
         for parameter in trained:
@@ -113,6 +116,16 @@ def check_logits(logits: Tensor, y: Tensor) -> None:
         raise InputError(
             f"y: has classes from {y.min()} to {y.max()}; this network knows 0 to "
             f"{logits.shape[1] - 1}."
+        )
+
+
+def warn_of_probabilities(values: Tensor) -> None:
+    """Warns of what looks like probabilities, (1, classes), where logits are expected."""
+    if values.min() >= 0 and ((values.sum(dim=1) - 1).abs() < 1e-4).all():
+        warnings.warn(
+            "net: gives numbers that sum to 1, as a softmax does; attacks and interactions are of "
+            "logits, leave the softmax out.",
+            stacklevel=5,
         )
 
 

@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache, cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -192,6 +192,11 @@ def attack_of(cell: Cell) -> "Attack":
         if isinstance(cause, InputError):
             raise cause from None
         why = " ".join(str(cause).split())[:200]
+        if found := re.search(r"Attack.__init__\(\) .* unexpected keyword argument '(\w+)'", why):
+            from irattack.attacks.loop import Attack
+
+            slots = [field.name for field in fields(Attack)]
+            raise unknown(f"attack={cell.name}: slot", found[1], slots) from error
         raise InputError(
             f"attack={cell.name}: cannot be made ({why}); see its yaml and conf/attack/base.yaml "
             "for the slots that there are."

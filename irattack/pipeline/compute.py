@@ -57,6 +57,12 @@ def check_precision(cfg: Settings) -> None:
         )
 
 
+def check_device(cfg: Settings) -> None:
+    """Raises InputError for a device or precision that is not here; nothing is claimed yet."""
+    gpus_of(cfg.device)
+    check_precision(cfg)
+
+
 def gpu_names(count: int) -> dict[int, str]:
     """A name for each of so many GPUs that all processes of this machine agree on, by index."""
     shown = [name for name in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if name]

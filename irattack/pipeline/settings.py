@@ -20,9 +20,11 @@ from irattack.pipeline.values import (
     RADIUS,
     AsNumber,
     AtLeast0,
+    Deviation,
     Device,
     Flag,
     FlagOrAuto,
+    Fraction_,
     Given,
     Names,
     Odd,
@@ -32,6 +34,7 @@ from irattack.pipeline.values import (
     Whole,
     WholeOrAuto,
     check_paths,
+    number,
     one_of,
     within,
 )
@@ -48,7 +51,7 @@ class Strict(BaseModel):
 class StepSize(Strict):
     """α of each norm."""
 
-    linf: Positive
+    linf: Fraction_
     l2: Positive
     free: Positive
 
@@ -74,7 +77,7 @@ class Benchmark(Strict):
     cells: Whole
     grid: Whole
     copies: Whole
-    sigma: AtLeast0
+    sigma: Deviation
     generator: one_of("mt19937", "philox")  # type: ignore[valid-type]
     relaxed: Relaxed
     kernel: Odd
@@ -210,6 +213,15 @@ class Settings(Strict):
         if not (share and int(share[1]) <= int(share[2])):
             raise InputError(f"shard={self.shard}: expected i/n with i from 1 to n, such as 3/8.")
         check_paths(self.manifest, self.weights_dir)
+        norm = self.attack.norm
+        if (
+            str((norm.model_extra or {}).get("_target_")).endswith(".Linf")
+            and number(norm.step_size) > 1
+        ):
+            raise InputError(
+                f"norm.step_size={norm.step_size:g}: expected a step in (0, 1] for images "
+                "in [0, 1], such as 2/255."
+            )
         attack = self.attack.model_extra or {}
         if ("penalty" in attack) != (self.norm.eps is None):
             raise InputError(

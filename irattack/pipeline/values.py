@@ -93,6 +93,14 @@ Positive = Annotated[
 AtLeast0 = Annotated[
     Given, within(0), Field(description="a finite number such as 0.5; it must be 0 or more")
 ]
+Fraction_ = Annotated[
+    Given,
+    within(0, 1, open_below=True),
+    Field(description="a number in (0, 1] for images in [0, 1], such as 2/255"),
+]
+Deviation = Annotated[
+    Given, within(0, 1), Field(description="a number from 0 to 1 for images in [0, 1], or 15/255")
+]
 RADIUS = "a radius in (0, 1] for images in [0, 1], such as 8/255"
 Radius = Annotated[Given, within(0, 1, open_below=True), Field(description=RADIUS)]
 Flag = Annotated[bool, Field(strict=True, description="true or false")]

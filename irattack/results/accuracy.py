@@ -84,13 +84,20 @@ def write(name: str, definition: dict[str, Any], cells: Sequence[Cell]) -> str:
     """The table of accuracies: writes its files, returns what to print."""
     rows = [record(cell) for cell in cells]
     lines = [["network", "n", "top-1 % [95 %]", "top-5 % [95 %]", "median p_y", "px", "resized"]]
-    for row in rows:
+    for row, cell in zip(rows, cells, strict=True):
+        benchmark = cell.cfg.benchmark
         rates = [
             f"{row[f'{top}_percent']:.1f} [{row[f'{top}_ci_low']:.1f}, {row[f'{top}_ci_high']:.1f}]"
             for top in ("top1", "top5")
         ]
+        if benchmark.model["classes"] <= 5:  # of which every answer is among the first five
+            rates[1] = "–"
         probability = f"{row['median_probability']:.2f}"
-        seen = [str(row["size"]), row["interpolation"]]
+        same = (
+            row["size"] == benchmark.size
+            and zoo.card(benchmark.name, row["network"]).get("crop_pct", 1) == 1
+        )
+        seen = [str(row["size"]), "–" if same else row["interpolation"]]
         lines.append([title(row["network"]), str(row["n"]), *rates, probability, *seen])
     cfg = cells[0].cfg
     made = [job_of(cell, Accuracy).artifact("accuracy").card() for cell in cells]
