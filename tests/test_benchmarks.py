@@ -204,12 +204,20 @@ def test_rows_that_differ_in_what_is_measured_alone_are_all_kept(
     assert len(plans.once(table.chosen)) == 2
 
 
-@pytest.mark.parametrize("what", ["gain: [[pgd seed=0, pgd seed=1]]", "claims: []"])
+@pytest.mark.parametrize(
+    "what",
+    [
+        "gain: [[pgd seed=0, pgd seed=1]]",
+        "claims: [{says: x, more: mi seed=1, less: pgd seed=0, norm: linf}]",
+        "claims: [{says: x, more: mi seed=1, norm: linf}]",
+    ],
+)
 def test_what_is_compared_must_be_of_the_same_images(
     what: str, mine: Callable[[str], plans.Plan]
 ) -> None:
     row = "{norm: linf, source: alexnet, attack: [pgd, mi], seed: [0, 1]}"
-    reproduce.writer(mine(f"gain: [[pgd seed=1, mi seed=1]]\ncells: [{row}]"))
+    fine = "claims: [{says: x, more: mi seed=1, less: pgd seed=1, norm: linf}]"
+    reproduce.writer(mine(f"gain: [[pgd seed=1, mi seed=1]]\n{fine}\ncells: [{row}]"))
     with pytest.raises(InputError, match=r"^mine: compares .* image by image, and they are of dif"):
         reproduce.writer(mine(f"{what}\ncells: [{row}]"))
 

@@ -49,6 +49,10 @@ def test_what_a_table_was_made_of_is_not_cleaned_away(root: Path) -> None:
         others = {"table4": plans.plan("table4", [f"output={root.parent}"])}
     steps = sorted(path for path in root.rglob("*.b2"))
     assert steps
+    odd = root.parent.parent / "it's (1), a=b"  # Hydra would not take such a path as it is
+    shutil.copytree(root, odd / "photos", symlinks=True)
+    folders = {path.name for path in (root / "steps").iterdir()}
+    assert folders <= {path.name for path in status.made(odd / "photos")}
     foreign = root / "steps/of-no-table"
     foreign.mkdir()
     assert "Removed 1 of" in status.cleaned(others)

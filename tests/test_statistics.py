@@ -305,21 +305,22 @@ def test_mean_rates_of_few_images_have_wide_intervals() -> None:
     assert high - low > 2 * 1.96 * 50 * np.sqrt(1 / 128 + 1 / 13) / 2 * 0.8
 
 
-@pytest.mark.parametrize(("n", "level"), [(128, 0.4), (128, 0.05), (32, 0.3)])
+@pytest.mark.parametrize(("n", "level"), [(128, 0.4), (128, 0.01), (32, 0.03), (32, 0.97)])
 def test_the_mean_of_several_rates_has_an_interval_that_covers_and_is_not_that_of_one(
     n: int, level: float
 ) -> None:
     """Seven targets that an image fools with a chance of its own, at the last step."""
     rng, covered, widths = np.random.default_rng(0), list[bool](), list[float]()
-    for _ in range(100):
+    for _ in range(300):
         chance = rng.beta(2 * level, 2 * (1 - level), (1, n))
         rates = [rng.random((1, n)) < chance for _ in range(7)]
         _, low, high = statistics.mean_rate(rates, statistics.last_step)[0]
         covered.append(low <= 100 * level <= high)
         widths.append(high - low)
     variance = level * (1 - level) * (1 / 3 + 2 / 3 / 7) / n  # two thirds are the targets' own
-    assert sum(covered) >= 91
-    assert np.mean(widths) < 1.35 * 2 * 1.96 * 100 * variance**0.5
+    assert sum(covered) >= 280  # 93 %
+    if n * min(level, 1 - level) > 5:
+        assert np.mean(widths) < 1.2 * 2 * 1.96 * 100 * variance**0.5
 
 
 @pytest.mark.parametrize("n", [1, 10, 120, 256, 404, 512])

@@ -149,7 +149,7 @@ def version() -> str:
 def joined(words: list[str]) -> list[str]:
     """The arguments with `--config-dir FOLDER`, which irattack reads too, as one word."""
     found: list[str] = []
-    for word in words:
+    for word in filter(None, words):  # as of "$EXTRA" that is empty
         if found and found[-1] in ("--config-dir", "-cd"):
             found[-1] = f"--config-dir={word}"
         else:

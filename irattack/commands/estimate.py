@@ -143,6 +143,6 @@ def main() -> None:
     tidy_arguments()
     register_resolvers()
     with one_sentence():
-        name, words = named_table("estimate", sys.argv[1:])
+        name, words = named_table("estimate", [w for w in sys.argv[1:] if w[0] != "-"])
         given = ["benchmark=imagenet", "pretrained=false", *words]
         print(estimate(plans(given, only=name)))

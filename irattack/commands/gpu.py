@@ -108,10 +108,9 @@ def done(name: str, cfg: DictConfig, left: float) -> Found:
             found = {"outcome": "ok", **PARTS[name](cfg)}
     except OutOfTime:
         found = {"outcome": "out of time"}
-    except UnfitError as error:  # TF32 on a device that has none
-        found = {"outcome": "not for it", "why": str(error)}
     except (gpu_checks.DisprovedError, InputError) as error:
-        found = {"outcome": "failed", "why": str(error)}
+        unfit = name == "tf32" and isinstance(error, UnfitError)  # a device that has none
+        found = {"outcome": "not for it" if unfit else "failed", "why": str(error)}
     except Exception as error:
         why = " ".join(f"{type(error).__name__}: {error}".split())[:300]
         found = {"outcome": "failed", "why": why, "traceback": traceback.format_exc()}

@@ -245,8 +245,10 @@ def as_name(text: str) -> str:
     """A setting as a part of a file's name; no two paths, such as a/b and a_b, have the same."""
     replaced = re.sub(r"[^\w.=-]", "_", text)
     value = text.partition("=")[2]
+    path = "/" in value and not re.fullmatch(r"[\d./,\[\] ]+", value)  # and no fraction
     unlike = set(re.findall(r"_|[^\w.=-]", value))
-    return f"{replaced}-{key(text)}" if "/" in value and len(unlike) > 1 else replaced
+    alone = value.startswith("/") and len(unlike) == 1  # an absolute path without _
+    return f"{replaced}-{key(text)}" if path and not alone else replaced
 
 
 def given_by(overrides: list[str]) -> dict[str, list[str]]:
@@ -261,7 +263,7 @@ def named_table(command: str, words: Sequence[str]) -> tuple[str | None, list[st
     Raises:
         InputError: several are.
     """
-    names = [word for word in words if "=" not in word and word[0] not in "-~"]
+    names = [word for word in words if "=" not in word and not word.startswith(("-", "~"))]
     if len(names) > 1:
         raise InputError(
             f"{command}: {' '.join(names)}: give one name of a table or figure at a time; settings "

@@ -22,7 +22,6 @@ from irattack.pipeline.cell import Cell
 from irattack.pipeline.job import Job, jobs_of
 from irattack.pipeline.results import Results
 from irattack.results.record import Writer
-from irattack.results.tables import comparable
 
 NAMED = 8  # of the cells that are missing
 CURE = "run the same command with `reproduce`, it continues from what is there."
@@ -102,7 +101,7 @@ def writer(table: Plan) -> Writer:
             "function that makes a table of its name, definition and cells, such as "
             "irattack.results.tables.write_table."
         ) from None
-    for check in (comparable, *getattr(write, "checks", ())):
+    for check in getattr(write, "checks", ()):
         check(name, table.definition, table.cells)
     return write
 

@@ -21,9 +21,8 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from irattack.commands.cli import REFUSED, one_sentence, tidy_arguments
-from irattack.commands.composing import hydra
-from irattack.commands.plans import Plan, named_table, plan, plans
+from irattack.commands.cli import one_sentence, tidy_arguments
+from irattack.commands.plans import Plan, named_table, plans
 from irattack.commands.queue import absent, queue
 from irattack.commands.settings import register_resolvers
 from irattack.errors import InputError
@@ -119,16 +118,16 @@ def status(tables: dict[str, Plan]) -> str:
     return tabulate(lines, heads)
 
 
-def made(root: Path) -> Iterator[Job]:
-    """The jobs of all tables and figures that lie in an output folder, with their settings."""
+def made(root: Path) -> set[Path]:
+    """The caches of all that tables and figures in an output folder say they are made of."""
     from irattack.results import record
 
-    with hydra():
-        for found in record.read(root):
-            given = [text for text in found.overrides if not text.startswith("output=")]
-            given.append(f"output={root.parent}")
-            with contextlib.suppress(*REFUSED):  # of a yaml that has changed since
-                yield from plan(found.name, given).jobs
+    return {
+        root / kind / label
+        for found in record.read(root)
+        for label in found.cells
+        for kind in CACHES
+    }
 
 
 def cleaned(tables: dict[str, Plan]) -> str:
@@ -140,7 +139,7 @@ def cleaned(tables: dict[str, Plan]) -> str:
     """
     jobs = [job for table in tables.values() for job in table.jobs]
     root, home = jobs[0].cell.root, Path(jobs[0].cell.cfg.output).resolve()
-    known = {folder for job in (*jobs, *made(root)) for folder in job.folders}
+    known = {folder for job in jobs for folder in job.folders} | made(root)
     found = [path for kind in CACHES for path in sorted((root / kind).glob("*"))]
     doomed = [path for path in found if path not in known and path.name[0] != "."]
     for job in jobs:

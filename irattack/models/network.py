@@ -58,17 +58,20 @@ def resized(images: Tensor, size: int, interpolation: str = "bilinear") -> Tenso
 def by_tables(images: Tensor, size: tuple[int, int], mode: str, antialias: bool) -> Tensor:
     """F.interpolate of images (B, C, H, W), as two products with tables of its weights."""
     rows, columns = (
-        interpolation_table(before, after, mode, antialias).to(images)
+        interpolation_table(before, after, mode, antialias, images.dtype, images.device)
         for before, after in zip(images.shape[-2:], size, strict=True)
     )
     return Separable.apply(images, rows, columns)
 
 
 @cache
-def interpolation_table(before: int, after: int, mode: str, antialias: bool) -> Tensor:
+def interpolation_table(
+    before: int, after: int, mode: str, antialias: bool, dtype: torch.dtype, where: torch.device
+) -> Tensor:
     """What each pixel of an axis weighs in each that it is resized to, (1, after, before)."""
     each = torch.eye(before, dtype=torch.float64)[None, None]
-    return F.interpolate(each, size=(after, before), mode=mode, antialias=antialias)[0]
+    found = F.interpolate(each, size=(after, before), mode=mode, antialias=antialias)[0]
+    return found.to(where, dtype)
 
 
 class Network(nn.Module):

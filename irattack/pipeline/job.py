@@ -75,6 +75,20 @@ def untargeted(cell: Cell, what: str) -> None:
         raise InputError(f"goal=targeted: {what} are of untargeted attacks alone; leave goal out.")
 
 
+def targets_of(cell: Cell) -> list[str]:
+    """The networks that are asked.
+
+    Raises:
+        InputError: there is none.
+    """
+    if not cell.targets:
+        raise InputError(
+            f"targets={cell.cfg.targets}: this set holds no network but the source; name another, "
+            f"or targets=[{cell.cfg.source}] for its white-box success."
+        )
+    return cell.targets
+
+
 def jobs_of(cell: Cell) -> list[Job]:
     """What is measured of a cell: `jobs` in its configuration."""
     try:

@@ -12,6 +12,7 @@ from irattack.hashing import key
 from irattack.pipeline import statistics
 from irattack.pipeline.artifact import Arrays, Card, MadeWith, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name
+from irattack.pipeline.job import targets_of
 from irattack.pipeline.sharded import ByShards, Part, distinct
 from irattack.pipeline.values import PRECISIONS
 
@@ -82,7 +83,7 @@ class Results(ByShards):
     @property
     def names(self) -> list[str]:
         """The targets."""
-        return self.cell.targets
+        return targets_of(self.cell)
 
     @property
     def ticks(self) -> int:

@@ -306,11 +306,6 @@ def check_names(settings: Settings) -> None:
             "target, or attack the network alone."
         )
     if isinstance(targets, str):
-        if benchmark.target_sets.get(targets) in ([], [settings.source]):
-            raise InputError(
-                f"targets={targets}: this set holds no network but the source; name another, or "
-                f"targets=[{settings.source}] for its white-box success."
-            )
         if targets not in benchmark.target_sets:
             try:
                 zoo.card(benchmark.name, targets, "targets")

@@ -175,15 +175,19 @@ def wilson_of_scores(
     """Wilson's interval for the mean of n scores, by their sum and squares.
 
     Scores that vary more than successes of the same mean do, as where images count for few of the
-    rates, count as so many fewer; those that vary less, as means of several rates, as more.
+    rates, count as so many fewer; those that vary less, as means of several rates, as more. How
+    much less is not known of few hits or misses: it is shrunk towards none by two of them.
 
     Args:
         least: by what the variance of successes is multiplied at least: one over the rates of
             which a score is the mean, as if they were independent.
     """
     mean = total / n
-    binary = mean * (1 - mean)
-    spread = max(least, (squares / n - mean**2) / binary) if binary > 0 else 1.0
+    if not 0 < mean < 1:
+        return wilson(total, n)
+    few = n * min(mean, 1 - mean)
+    found = (squares / n - mean**2) / (mean * (1 - mean))
+    spread = max(least, found, (few * found + 2) / (few + 2))
     return wilson(total / spread, n / spread)
 
 

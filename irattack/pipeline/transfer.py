@@ -13,7 +13,7 @@ from irattack.hashing import key
 from irattack.models.defences import through_file
 from irattack.pipeline.artifact import Arrays, Card, Shapes
 from irattack.pipeline.cell import Cell, Shard, file_name, with_attack
-from irattack.pipeline.job import Job, untargeted
+from irattack.pipeline.job import Job, targets_of, untargeted
 from irattack.pipeline.sharded import ByShards
 from irattack.pipeline.steps import LastStep
 
@@ -37,7 +37,7 @@ class OnTargets(ByShards):
     @property
     def names(self) -> list[str]:
         """The targets."""
-        return self.cell.targets
+        return targets_of(self.cell)
 
     @property
     def folders(self) -> list[Path]:

@@ -97,7 +97,7 @@ def remembered(cell: Cell) -> Artifact[Tuned]:
 def tuned(cell: Cell) -> Tuned:
     """What was found on this device, now or earlier; of several processes, by the first."""
     artifact = remembered(cell)
-    if (found := artifact.card()) is None:
+    if (found := artifact.card()) is None or not found.rates:
         says = trial(cell)
         if not says["rates"]:  # others had the memory; not to be remembered
             log.warning(
@@ -106,7 +106,7 @@ def tuned(cell: Cell) -> Tuned:
             )
             made = MadeWith(**made_with(cell.cfg))
             return Tuned(facts=artifact.facts, made_with=made, **says)
-        for once in (True, False):  # what is there, and cannot be used, is replaced
+        for once in (found is None, False):  # what is there, and cannot be used, is replaced
             artifact.keep(once=once, made_with=made_with(cell.cfg), **says)
             if (found := artifact.card()) is not None:
                 log.info("%s: micro_batch=%d here.", cell.cfg.source, found.micro_batch)

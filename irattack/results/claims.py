@@ -18,7 +18,8 @@ from irattack.results import headline, paper
 from irattack.results.headline import Claim, Spec
 from irattack.results.names import method_name, title
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition
+from irattack.results.record import Definition, needs
+from irattack.results.tables import comparable
 
 
 def interaction_record(cell: Cell) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def correlation(where: str, interactions: pd.Series, success: pd.Series) -> str:
     )
 
 
+@needs(comparable)
 def table4(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Average interactions of attacks at their last step, the paper's beside ours."""
     found = pd.DataFrame([interaction_record(cell) for cell in cells])
@@ -121,6 +123,7 @@ def verdicts(cells: Sequence[Cell], definition: Definition) -> tuple[list[Claim]
     return claims, [sentence] if told else []
 
 
+@needs(comparable)
 def equal_length(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """Section 4's claim: average interactions at one L2 length, beside success rates."""
     length = job_of(cells[0], Contributions).length

@@ -13,7 +13,7 @@ from irattack.results.headline import Claim, Spec
 from irattack.results.names import clean_name, method_name, title
 from irattack.results.paper import CELL
 from irattack.results.publish import caption, publish
-from irattack.results.record import Definition, same_images
+from irattack.results.record import Definition, needs, same_images
 
 COLUMNS = [
     *(*CELL, "n", "success_rate_percent", "ci_low", "ci_high", "paper_percent"),
@@ -78,8 +78,11 @@ def comparable(name: str, definition: Definition, cells: Sequence[Cell]) -> None
     """Raises InputError where a gain or a claim is of different images."""
     for both in paired(cells, definition.get("gain", [])):
         same_images(name, definition, both)
-    if "claims" in definition:
-        same_images(name, definition, cells)
+    for spec in definition.get("claims", []):
+        named = {spec["more"], spec["less"]} if "less" in spec else {cell.method for cell in cells}
+        norm = spec.get("norm")
+        judged = [cell for cell in cells if cell.method in named and norm in (None, cell.norm)]
+        same_images(name, definition, judged)
 
 
 def judge(cells: Sequence[Cell], spec: Spec, table: int | None) -> Claim | None:
@@ -191,6 +194,7 @@ def summaries(gain: pd.DataFrame) -> list[str]:
     return sentences
 
 
+@needs(comparable)
 def write_table(name: str, definition: Definition, cells: Sequence[Cell]) -> str:
     """A table of success rates (conf/table): writes its files, returns what to print."""
     number = definition.get("paper")
