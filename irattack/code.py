@@ -7,7 +7,7 @@ the one file that holds what is named.
 import ast
 import sys
 import sysconfig
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,26 @@ from irattack.hashing import sha256
 
 NAMING = ("_target_", "path", "factory", "_args_")  # keys of names of functions and classes
 OURS = ("irattack", "hydra")
+
+
+def function(where: str, name: str, cure: str) -> Callable:
+    """The function of a dotted name.
+
+    Args:
+        where: it is named, for the sentence.
+        cure: what to name instead.
+
+    Raises:
+        InputError: there is none, or its module cannot be imported.
+    """
+    from hydra.errors import HydraException
+    from hydra.utils import get_method  # which naming a network does without
+
+    try:
+        return get_method(name)
+    except (HydraException, ImportError, ValueError) as error:
+        why = " ".join(str(error).split())
+        raise InputError(f"{where}: {name} cannot be imported ({why}); name {cure}.") from error
 
 
 def code_of(facts: Any) -> dict[str, str]:

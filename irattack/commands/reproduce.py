@@ -8,9 +8,7 @@ run.
 import sys
 from typing import Any
 
-from hydra.errors import HydraException
-from hydra.utils import get_method
-
+from irattack.code import function
 from irattack.commands.cli import one_sentence, tidy_arguments
 from irattack.commands.composing import hydra
 from irattack.commands.launch import as_sweep, divided, failures, of_launcher
@@ -93,14 +91,8 @@ def writer(table: Plan) -> Writer:
             "`write: module.function`, or list irattack.pipeline.results.Results among its jobs."
         )
     named = table.definition.get("write", "irattack.results.tables.write_table")
-    try:
-        write = get_method(named)
-    except (HydraException, ImportError, ValueError) as error:
-        raise InputError(
-            f"{name}: write: {named} cannot be imported ({' '.join(str(error).split())}); name a "
-            "function that makes a table of its name, definition and cells, such as "
-            "irattack.results.tables.write_table."
-        ) from None
+    cure = "a function that makes a table of its name, definition and cells, such as "
+    write = function(f"{name}: write", named, cure + "irattack.results.tables.write_table")
     for check in getattr(write, "checks", ()):
         check(name, table.definition, table.cells)
     return write

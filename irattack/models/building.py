@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.errors import HydraException
-from hydra.utils import get_method
 from torch import Tensor, nn
 
+from irattack.code import function
 from irattack.errors import InputError
 from irattack.hashing import key
 from irattack.models import defences, files, zoo
@@ -68,13 +67,8 @@ def _untrained(facts: dict[str, Any]) -> Network:
 
 
 def _made(factory: str, classes: int) -> nn.Module:
-    try:
-        make = get_method(factory)
-    except (HydraException, ImportError, ValueError) as error:
-        raise InputError(
-            f"factory: {factory} cannot be imported ({error}); name a function of the "
-            "number of classes that returns a network, as package.module.function."
-        ) from error
+    cure = "a function of the number of classes that returns a network, as package.module.function"
+    make = function("factory", factory, cure)
     try:
         body = make(classes)
     except Exception as error:  # of code that is not ours

@@ -24,13 +24,13 @@ from irattack.pipeline.values import (
     Device,
     Flag,
     FlagOrAuto,
-    Fraction_,
     Given,
     Names,
     Odd,
     Path_,
     Positive,
     Radius,
+    Step,
     Whole,
     WholeOrAuto,
     check_paths,
@@ -51,7 +51,7 @@ class Strict(BaseModel):
 class StepSize(Strict):
     """α of each norm."""
 
-    linf: Fraction_
+    linf: Step
     l2: Positive
     free: Positive
 

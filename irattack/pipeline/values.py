@@ -93,7 +93,7 @@ Positive = Annotated[
 AtLeast0 = Annotated[
     Given, within(0), Field(description="a finite number such as 0.5; it must be 0 or more")
 ]
-Fraction_ = Annotated[
+Step = Annotated[
     Given,
     within(0, 1, open_below=True),
     Field(description="a number in (0, 1] for images in [0, 1], such as 2/255"),
